@@ -1,0 +1,1 @@
+"""Speed, and the machine it was measured on."""

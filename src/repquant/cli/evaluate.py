@@ -1,0 +1,73 @@
+"""Measure top-1, top-5 and throughput of a model on labelled images.
+
+The float checkpoint runs in PyTorch (--arch and --weights), an ONNX file in ONNX Runtime or OpenVINO (--model).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from repquant.cli.console import finish, progress, say, show_configuration
+from repquant.cli.options import DataOptions, option, split_names
+from repquant.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(DataOptions):
+    """Options of `repquant evaluate`."""
+
+    runtimes: str = option("what executes the model: pytorch, onnxruntime, openvino, with commas", "pytorch")
+    model: str = option("ONNX file, for onnxruntime and openvino", "")
+    arch: str = option("architecture of the checkpoint, for pytorch", "")
+    weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
+    num_classes: int = option("number of classes of the model", 1000)
+    split: str = option("val or train", "val")
+
+
+def run(options: Options) -> None:
+    """Run the verb."""
+    show_configuration("evaluate", options)
+    from repquant.cli.inputs import load_network, open_loader
+    from repquant.cli.options import ModelOptions
+    from repquant.evaluate.accuracy import accuracy
+    from repquant.evaluate.stream import evaluate
+    from repquant.runtimes.available import ENGINES, open_runtime, require
+    from repquant.runtimes.interface import Runtime
+    from repquant.runtimes.pytorch import PyTorchRuntime
+
+    if options.split not in ("train", "val"):
+        raise InputError(f"split {options.split!r} was given; allowed are val and train")
+    engines: dict[str, Runtime] = {}
+    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes"):
+        require(name)
+        if name == "pytorch":
+            if not (options.weights and options.arch):
+                raise InputError("the runtime pytorch runs a checkpoint; pass --arch and --weights")
+            checkpoint = ModelOptions(arch=options.arch, num_classes=options.num_classes, weights=options.weights)
+            engines[name] = PyTorchRuntime(load_network(checkpoint))
+        else:
+            if not options.model:
+                raise InputError(f"the runtime {name} runs an ONNX file; pass --model")
+            engines[name] = open_runtime(name, Path(options.model))
+    loader = open_loader(options, "train" if options.split == "train" else "val", options.num_classes)
+    with progress("evaluate", loader.images) as advance:
+        evaluation = evaluate(engines, loader, on_images=advance)
+    results = []
+    for name, predictions in evaluation.predictions.items():
+        measured = accuracy(predictions)
+        seconds = evaluation.seconds[name]
+        results.append(
+            {
+                "runtime": name,
+                "images": predictions.images,
+                "top1": None if measured is None else round(measured.top1, 4),
+                "top1_ci95": None if measured is None else [round(end, 4) for end in measured.top1_ci95],
+                "top5": None if measured is None or measured.top5 is None else round(measured.top5, 4),
+                "seconds": round(seconds, 3),
+                "images_per_second": round(predictions.images / seconds, 2),
+            }
+        )
+    for result in results:
+        say(", ".join(f"{key} {value}" for key, value in result.items()))
+    finish({"split": options.split, "skipped": len(loader.skipped), "results": results})

@@ -1,0 +1,57 @@
+"""Write an ONNX file: the float model, or with --calibrator its INT8 form with Q/DQ nodes.
+
+Nothing is measured; `repquant ptq` does the same and proves the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from repquant.cli.console import finish, progress, say, show_configuration
+from repquant.cli.options import CalibrationOptions, ImageOptions, ModelOptions, TargetOptions, option
+from repquant.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TargetOptions, CalibrationOptions, ImageOptions, ModelOptions):
+    """Options of `repquant export`."""
+
+    output: str = option("file to write, .onnx")
+    overwrite: bool = option("replace the output file if it exists", False)
+    data: str = option("folder whose train/ holds the calibration images, or 'builtin'; for INT8 only", "")
+    calibrator: str = option("max, percentile, mse or entropy for INT8; nothing for the float model", "")
+    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino", "onnxruntime")
+
+
+def run(options: Options) -> None:
+    """Run the verb."""
+    show_configuration("export", options)
+    from repquant.cli.inputs import kept_names, load_deploy_network, open_calibration, open_target
+    from repquant.export.onnx import export_onnx
+    from repquant.numerics.ranges import CALIBRATORS
+    from repquant.quant.calibrate import activation_ranges, collect_histograms
+    from repquant.quant.convert import quantize_model
+
+    output = Path(options.output)
+    if output.suffix != ".onnx":
+        raise InputError(f"output {output} does not end in .onnx")
+    if output.exists() and not options.overwrite:
+        raise InputError(f"output {output} exists; choose another file or pass --overwrite to replace it")
+    if options.calibrator and options.calibrator not in CALIBRATORS:
+        raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
+    if options.calibrator and not (options.data or options.calibration_data):
+        raise InputError("INT8 needs images to calibrate on; pass --data or --calibration-data")
+
+    model = load_deploy_network(options)
+    if options.calibrator:
+        target, kept = open_target(options), kept_names(options)
+        if target.note:
+            say(target.note)
+        calibration, _ = open_calibration(options, options, options.data)
+        with progress("calibrate", calibration.images) as advance:
+            histograms = collect_histograms(model, (batch.images for batch in calibration), kept, on_batch=advance)
+        ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
+        model = quantize_model(model, ranges, target, kept)
+    size = export_onnx(model, output, options.image_size)
+    finish({"output": options.output, "calibrator": options.calibrator or None, "file_bytes": size})

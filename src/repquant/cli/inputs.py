@@ -1,0 +1,104 @@
+"""From options to the objects that they name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repquant.cli.options import CalibrationOptions, DataOptions, ImageOptions, ModelOptions, TargetOptions
+from repquant.errors import InputError
+
+if TYPE_CHECKING:
+    from repquant.data.calibration import CalibrationSubset
+    from repquant.data.datasets import Split
+    from repquant.data.loading import Loader
+    from repquant.data.transforms import EvalTransform
+    from repquant.models.network import RepVGG
+    from repquant.quant.target import Target
+
+
+def weights_path(options: ModelOptions) -> Path:
+    """Return the checkpoint's path; `builtin` stands for the one that ships."""
+    from repquant.models.zoo import builtin_weights
+
+    return builtin_weights() if options.weights == "builtin" else Path(options.weights)
+
+
+def load_network(options: ModelOptions) -> RepVGG:
+    """Return the network in the form that its checkpoint has."""
+    from repquant.models.checkpoints import load_model
+
+    return load_model(weights_path(options), options.arch, options.num_classes)
+
+
+def load_deploy_network(options: ModelOptions) -> RepVGG:
+    """Return the network in deploy form, whatever form its checkpoint has."""
+    from repquant.models.reparam import reparameterize
+
+    return reparameterize(load_network(options))
+
+
+def transform(options: ImageOptions) -> EvalTransform:
+    """Return the evaluation transform."""
+    from repquant.data.transforms import EvalTransform
+
+    return EvalTransform(
+        image_size=options.image_size, crop_ratio=options.crop_ratio, mean=options.mean, std=options.std
+    )
+
+
+def open_loader(options: DataOptions, split: Split, num_classes: int) -> Loader:
+    """Return the batches of a labelled split.
+
+    Raises:
+        InputError: the folder is missing, empty, or has another number of classes than the model.
+    """
+    from repquant.data.datasets import open_split
+    from repquant.data.loading import Loader
+
+    source = open_split(options.data, split)
+    if source.classes is not None and len(source.classes) != num_classes:
+        raise InputError(
+            f"{options.data} has {len(source.classes)} classes in {split}, the model has {num_classes}; "
+            f"labels would not match. Pass --num-classes {len(source.classes)} with a checkpoint that has as many"
+        )
+    return Loader(source, transform(options), options.batch_size, options.workers, options.skip_unreadable)
+
+
+def open_calibration(
+    options: CalibrationOptions, images: ImageOptions, default_data: str
+) -> tuple[Loader, CalibrationSubset]:
+    """Return the batches to calibrate on, and which images they are."""
+    from repquant.data.calibration import select
+    from repquant.data.datasets import open_split
+    from repquant.data.loading import Loader
+
+    source = open_split(options.calibration_data or default_data, "train")
+    subset = select(source, options.calibration_images, options.seed)
+    loader = Loader(
+        source, transform(images), images.batch_size, images.workers, images.skip_unreadable, subset.indices
+    )
+    return loader, subset
+
+
+def open_target(options: TargetOptions) -> Target:
+    """Return the schemes of the target on the CPU that will serve it."""
+    from repquant.quant.target import resolve_target
+    from repquant.runtimes.cpu import int8_support
+
+    if options.vnni not in ("auto", "yes", "no"):
+        raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")
+    fast = int8_support().safe if options.vnni == "auto" else options.vnni == "yes"
+    return resolve_target(options.target, per_tensor_weights=options.per_tensor_weights, fast_int8_dot=fast)
+
+
+def kept_names(options: TargetOptions) -> tuple[str, ...]:
+    """Return the names in `--keep-float`."""
+    return tuple(name.strip() for name in options.keep_float.split(",") if name.strip())
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

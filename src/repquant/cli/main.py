@@ -1,0 +1,61 @@
+"""The entry point: `repquant VERB --option value ...`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+
+from jsonargparse import ArgumentParser, Namespace
+
+from repquant import __version__
+from repquant.cli.parser import add_options
+from repquant.errors import InputError
+
+VERBS = {
+    "demo": "the whole path on data and weights that ship with the package",
+    "convert": "re-parameterize a checkpoint: branches in, one convolution a block out",
+    "ptq": "quantize after training, export, and measure on the runtimes",
+    "export": "write an ONNX file, float or INT8, without measuring it",
+    "evaluate": "top-1, top-5 and throughput of a model on any runtime",
+}
+EXIT_DONE, EXIT_ERROR, EXIT_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit status: 0 done, 2 the user's input, 1 anything else."""
+    parsed = build_parser().parse_args(arguments)
+    verb = importlib.import_module(f"repquant.cli.{parsed.verb}")
+    chosen: Namespace = parsed[parsed.verb]
+    options = verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)})
+    try:
+        verb.run(options)
+    except InputError as error:
+        print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print(f"repquant {parsed.verb}: interrupted; nothing half-written was left", file=sys.stderr)
+        return EXIT_ERROR
+    except OSError as error:
+        print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    return EXIT_DONE
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = ArgumentParser(
+        prog="repquant",
+        description="Take a RepVGG-family classifier to a verified INT8 model. `repquant VERB --help` says more.",
+        version=__version__,
+    )
+    verbs = parser.add_subcommands(dest="verb", metavar="VERB", help="what to do:")
+    for name, summary in VERBS.items():
+        module = importlib.import_module(f"repquant.cli.{name}")
+        verb = ArgumentParser(description=module.__doc__)
+        add_options(verb, module.Options)
+        verbs.add_subcommand(name, verb, help=summary)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What several verbs ask for, as dataclasses: one field an option, its help in the field.
+
+Nothing heavy is imported here: the parser of every verb is built before one is chosen.
+"""
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from repquant.errors import InputError
+
+
+def option(help: str, default: Any = MISSING) -> Any:
+    """Return a dataclass field with a help text; without a default the option is required."""
+    return field(default=default, metadata={"help": help})
+
+
+def split_names(value: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """Return the names in a comma-separated list, in order and without repetition; `all` stands for all of them.
+
+    Raises:
+        InputError: a name that is not allowed, or none at all.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if names == ("all",):
+        return allowed
+    unknown = [name for name in names if name not in allowed]
+    if unknown or not names:
+        given = ", ".join(map(repr, unknown)) or "nothing"
+        raise InputError(f"{what}: {given} was given; allowed are {', '.join(allowed)}, several with commas, or all")
+    return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The float model."""
+
+    arch: str = option("architecture, for example RepVGG-A0")
+    num_classes: int = option("number of classes of the checkpoint", 1000)
+    weights: str = option("checkpoint: .pth or .safetensors, training or deploy form; 'builtin' for the one that ships")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How images become batches."""
+
+    image_size: int = option("side of the square images that the network sees, in pixels", 224)
+    crop_ratio: float = option("image size / resized shorter side: 0.875 for ImageNet, 1.0 for no margin", 0.875)
+    mean: tuple[float, float, float] = option("channel means for normalization", (0.485, 0.456, 0.406))
+    std: tuple[float, float, float] = option("channel standard deviations for normalization", (0.229, 0.224, 0.225))
+    batch_size: int = option("images a batch", 32)
+    workers: int = option("processes that decode images; 0 decodes in the main process", 0)
+    skip_unreadable: bool = option("go on without images that can't be read, and count them", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(ImageOptions):
+    """Where the images are."""
+
+    data: str = option("folder with class folders in train/ and val/; 'builtin' for the set that ships")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """How activation ranges are found."""
+
+    calibration_data: str = option("folder of images to calibrate on, unlabelled or not; default: train/", "")
+    calibration_images: int = option("number of images to calibrate on", 512)
+    percentile: float = option("percentage of magnitudes that the percentile calibrator keeps", 99.99)
+    seed: int = option("seed of the choice of calibration images", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """What the model will run on."""
+
+    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino")
+    per_tensor_weights: bool = option("one scale for all weights of a layer, for hardware that has nothing else", False)
+    keep_float: str = option("layers that stay in float: first, last, or layer names, with commas", "")
+    vnni: str = option("whether the CPU that serves has VNNI: auto (as this one), yes or no", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions:
+    """Where results go."""
+
+    output: str = option("folder to write; it appears only when all of it is complete")
+    overwrite: bool = option("replace the output folder if it exists", False)

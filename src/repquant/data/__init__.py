@@ -1,0 +1,1 @@
+"""Images in, batches out: sources, the evaluation transform, the loader and the calibration subset."""

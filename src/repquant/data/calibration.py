@@ -1,0 +1,66 @@
+"""A seeded, stratified, hashed subset of images for calibration."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from repquant.data.datasets import ImageSource
+from repquant.errors import InputError
+
+
+@dataclass(frozen=True)
+class CalibrationSubset:
+    """Which images calibrate, and a hash that says whether two runs used the same ones.
+
+    Args:
+        indices: into the source, in the order of the draw: the classes take turns, and the first n of them are what
+            `select` gives for count n.
+        seed: what they were drawn with.
+        sha256: see `fingerprint`.
+    """
+
+    indices: tuple[int, ...]
+    seed: int
+    sha256: str
+
+
+def select(source: ImageSource, count: int, seed: int = 0) -> CalibrationSubset:
+    """Draw `count` images, stratified by class if the source is labeled.
+
+    An image's ticket is SHA-256 of "seed/name". Within a class the images line up by ticket; round r takes the
+    r-th of every class, in the order of their tickets, until `count` are drawn. So the counts of two classes differ
+    by at most one unless a class runs out, and the draw depends on the seed, the names and the labels alone: not on
+    the platform, the order of the source, or a random generator that a new version might change.
+
+    Raises:
+        InputError: `count` is below 1 or above the number of images.
+    """
+    if count < 1:
+        raise InputError(f"{count} calibration images is too few; give at least 1, 512 is usual")
+    if count > len(source):
+        raise InputError(f"{count} calibration images were asked for, but there are {len(source)}; give at most that")
+    lines = defaultdict(list)
+    for index in range(len(source)):
+        ticket = hashlib.sha256(f"{seed}/{source.name(index)}".encode(errors="surrogateescape")).digest()
+        lines[source.label(index)].append((ticket, index))
+    turns = sorted((rank, *place) for line in lines.values() for rank, place in enumerate(sorted(line)))
+    indices = tuple(index for _, _, index in turns[:count])
+    return CalibrationSubset(indices, seed, fingerprint(source, indices))
+
+
+def fingerprint(source: ImageSource, indices: Sequence[int]) -> str:
+    """SHA-256, in hexadecimal, over names and contents of these images in the order of the source.
+
+    Each contributes its name in UTF-8, a zero byte, the length of its content as 8 big-endian bytes, and the content.
+
+    Raises:
+        UnreadableImageError: a file can't be read.
+    """
+    digest = hashlib.sha256()
+    for index in sorted(indices):
+        content = source.read_bytes(index)
+        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
+        digest.update(len(content).to_bytes(8, "big"))
+        digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The networks in float: specifications, modules, re-parameterization and checkpoints."""

@@ -1,0 +1,183 @@
+"""Read and write checkpoints. Only tensors are ever unpickled: a file can't make this process run anything."""
+
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from repquant.atomic import replace_file
+from repquant.errors import InputError
+from repquant.models.dialects import detect, detect_form, from_native, get_dialect, to_dialect
+from repquant.models.mismatch import differences, explain
+from repquant.models.network import RepVGG, build
+from repquant.models.zoo import get_spec
+
+_WRAPPERS = ("state_dict", "model")
+
+
+def load_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by key, on the CPU; those of any float type as float32.
+
+    A `.safetensors` file or one of `torch.save`, bare or wrapped in `state_dict` or `model`; the prefix `module.`
+    of distributed training is removed.
+
+    Raises:
+        InputError: the file is missing, damaged or truncated, needs code to load (none of it runs), is not a
+            mapping from names to tensors, is empty, or has NaN or infinite values.
+    """
+    path = Path(path)
+    tensors = _plain_tensors(_unwrap(_read(path)), path)
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    _require_finite(tensors, path)
+    return tensors
+
+
+def load_model(path: Path | str, arch: str, num_classes: int) -> RepVGG:
+    """Return the network of a checkpoint in evaluation mode, in the form that the file has.
+
+    Args:
+        path: a checkpoint as `load_tensors` reads it, in any dialect of `repquant.models.dialects`.
+        arch: a name of the zoo.
+        num_classes: rows of the file's classifier.
+
+    Raises:
+        InputError: as `load_tensors`; or the name is unknown, the keys are of no known dialect, or they do not fit
+            the architecture and class count, and then the message names the first that differ and the closest
+            architecture.
+    """
+    spec = get_spec(arch)
+    tensors = load_tensors(path)
+    try:
+        dialect = detect(tensors)
+    except InputError as error:
+        raise InputError(f"weights {path}: {error}") from error
+    form = detect_form(tensors, dialect)
+    with torch.device("meta"):
+        model = build(spec, num_classes, form)
+    expected = to_dialect(model.state_dict(), dialect)
+    if differences(tensors, expected):
+        raise InputError(
+            f"weights {path} ({dialect} keys, {form} form) do not fit {arch} with {num_classes} classes:\n"
+            + explain(tensors, expected, dialect)
+        )
+    state = {
+        name: tensors.get(from_native(name, dialect), torch.zeros((), dtype=torch.int64)) for name in model.state_dict()
+    }
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def save_model(model: RepVGG, path: Path | str, dialect: str = "official") -> None:
+    """Write the network's state dict under a dialect's keys; the file exists whole or not at all.
+
+    The suffix decides the format: `.pth` is the bare dictionary of `torch.save`, `.safetensors` has the dialect,
+    architecture, class count and form as metadata.
+
+    Raises:
+        InputError: another suffix, an unknown dialect, or a folder that is missing or can't be written.
+    """
+    path = Path(path)
+    tensors = {
+        key: tensor.detach().cpu().contiguous()
+        for key, tensor in to_dialect(model.state_dict(), get_dialect(dialect).name).items()
+    }
+    if path.suffix == ".safetensors":
+        metadata = {
+            "dialect": dialect,
+            "arch": model.spec.name,
+            "num_classes": str(model.num_classes),
+            "form": model.form,
+        }
+        content = safetensors.torch.save(tensors, metadata)
+    elif path.suffix == ".pth":
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        content = buffer.getvalue()
+    else:
+        raise InputError(f"can't tell the format of {path} from its suffix; use .safetensors or .pth")
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _read(path: Path) -> Any:
+    if path.is_dir():
+        raise InputError(f"weights {path} is a folder; give a checkpoint file")
+    if not path.exists():
+        raise InputError(f"weights {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"can't read weights {path}: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file can make the parsers raise anything
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: Exception) -> InputError:
+    if path.suffix == ".safetensors":
+        return InputError(f"weights {path} are truncated, damaged or no safetensors file; get them again")
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named or "TorchScript" in str(error):
+        needs = f" ({named[1]})" if named else ""
+        return InputError(
+            f"weights {path} need code to load{needs} and are refused: nothing in the file was run. Only tensors "
+            "are read; whoever made the file can save them alone with torch.save(model.state_dict(), path)"
+        )
+    return InputError(
+        f"weights {path} are truncated, damaged or no torch.save file: nothing in the file was run. Get them again"
+    )
+
+
+def _unwrap(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        for wrapper in _WRAPPERS:
+            if isinstance(content.get(wrapper), Mapping):
+                return content[wrapper]
+    return content
+
+
+def _plain_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    expected = f"expected a dictionary of tensors, bare or under {' or '.join(map(repr, _WRAPPERS))}"
+    if not isinstance(content, Mapping):
+        raise InputError(f"weights {path} hold a {type(content).__name__}; {expected}")
+    tensors = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not _is_plain(value):
+            raise InputError(f"weights {path}: entry {key!r} is no plain tensor; {expected}")
+        value = value.detach()
+        if not value.is_floating_point():
+            tensors[key] = value
+        elif not key.endswith("num_batches_tracked"):  # halved by accident, a counter may be infinite: leave it out
+            tensors[key] = value.float()
+    if not tensors:
+        raise InputError(f"weights {path} hold no tensors; {expected}")
+    return tensors
+
+
+def _is_plain(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_complex() or value.is_meta)
+    )
+
+
+def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    damaged = {key: tensor for key, tensor in tensors.items() if not tensor.isfinite().all()}
+    if damaged:
+        key, tensor = next(iter(damaged.items()))
+        count = int((~tensor.isfinite()).sum())
+        others = f", and {len(damaged) - 1} more tensors have some" if len(damaged) > 1 else ""
+        raise InputError(
+            f"weights {path}: {key} has {count} NaN or infinite values of {tensor.numel()}{others}; "
+            "the training that made the file has diverged or the file is damaged"
+        )

@@ -1,0 +1,67 @@
+"""The algebra of structural re-parameterization: three branches are one 3x3 convolution.
+
+With t = gamma / sqrt(var + eps) for each branch's batch normalization in inference mode,
+
+    W_eq = t3 * W3 + pad(t1 * W1) + t0 * I,    b_eq = sum over branches of (beta - mean * t)
+
+(Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, section 3.3). All functions are pure,
+keep the dtype of their input and are differentiable, so that training can quantize W_eq and reach the branches
+through it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repquant.models.blocks import RepVGGBlock
+
+
+def scale_shift(gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return (t, shift), each (C,), with batch_norm(x) = t * x + shift for fixed statistics."""
+    t = gamma / torch.sqrt(var + eps)
+    return t, beta - mean * t
+
+
+def pad_pointwise(kernel: Tensor) -> Tensor:
+    """Embed a 1x1 kernel (O, I/groups, 1, 1) in the center of a 3x3 one (O, I/groups, 3, 3)."""
+    return F.pad(kernel, [1, 1, 1, 1])
+
+
+def identity_kernel(
+    channels: int, groups: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Return the (channels, channels/groups, 3, 3) kernel whose grouped convolution is the identity."""
+    channels_per_group = channels // groups
+    output_channel = torch.arange(channels, device=device)
+    kernel = torch.zeros(channels, channels_per_group, 3, 3, dtype=dtype, device=device)
+    kernel[output_channel, output_channel % channels_per_group, 1, 1] = 1
+    return kernel
+
+
+def equivalent_kernel(block: RepVGGBlock) -> tuple[Tensor, Tensor]:
+    """Return the kernel (O, I/groups, 3, 3) and bias (O,) that equal the block's branches in inference mode.
+
+    Gradients reach the convolutions and the affine parameters of the batch normalizations; the running
+    statistics are constants.
+    """
+    w3 = block.conv3x3.conv.weight
+    t3, shift3 = _inference_scale_shift(block.conv3x3.bn)
+    t1, shift1 = _inference_scale_shift(block.conv1x1.bn)
+    kernel = _per_output(t3) * w3 + pad_pointwise(_per_output(t1) * block.conv1x1.conv.weight)
+    bias = shift3 + shift1
+    if block.identity is not None:
+        t0, shift0 = _inference_scale_shift(block.identity)
+        identity = identity_kernel(block.spec.in_channels, block.spec.groups, w3.dtype, w3.device)
+        kernel = kernel + _per_output(t0) * identity
+        bias = bias + shift0
+    return kernel, bias
+
+
+def _inference_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    return scale_shift(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
+
+
+def _per_output(t: Tensor) -> Tensor:
+    return t.view(-1, 1, 1, 1)

@@ -1,0 +1,1 @@
+"""Pure tensor functions: affine quantization, streaming histograms, range searches, distances."""

@@ -1,0 +1,1 @@
+"""From a float model to an INT8 model."""

@@ -1,0 +1,88 @@
+"""Which tensors of a deploy model are quantized, and the model in which they are."""
+
+import copy
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from repquant.errors import InputError
+from repquant.models.blocks import SqueezeExcite
+from repquant.numerics.affine import grid_for_range
+from repquant.quant.fake_quant import quantized_form
+from repquant.quant.target import Target
+
+Range = tuple[float, float]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def layer_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of all convolutions and linear layers, in the order of registration."""
+    return tuple(name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear))
+
+
+def resolve_keep_float(model: nn.Module, keep_float: Collection[str]) -> frozenset[str]:
+    """Return the layer names that `first`, `last`, layer names and names of enclosing modules stand for.
+
+    Raises:
+        InputError: a name that is neither; the nearest one is named.
+    """
+    layers = layer_names(model)
+    shortcuts = {"first": layers[:1], "last": layers[-1:]}
+    kept: set[str] = set()
+    for name in keep_float:
+        matches = shortcuts.get(name) or [layer for layer in layers if f"{layer}.".startswith(f"{name}.")]
+        if not matches:
+            near = difflib.get_close_matches(name, ["first", "last", *layers], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; layers are {', '.join(layers)}"
+            raise InputError(f"no layer is named {name!r}{hint}")
+        kept.update(matches)
+    return frozenset(kept)
+
+
+def quantization_points(model: nn.Module, keep_float: Collection[str] = ()) -> dict[str, nn.Module]:
+    """Return the modules whose input is quantized, by name.
+
+    They are the convolutions and linear layers outside `keep_float`, the average pools (so that the layer before one
+    can end in integers too) and the squeeze-and-excite blocks, whose input has two consumers and is quantized once.
+    """
+    kept = resolve_keep_float(model, keep_float)
+    points: dict[str, nn.Module] = {}
+    inner_pools = {id(module.pool) for module in model.modules() if isinstance(module, SqueezeExcite)}
+    for name, module in model.named_modules():
+        is_layer = isinstance(module, nn.Conv2d | nn.Linear) and name not in kept
+        is_pool = isinstance(module, nn.AdaptiveAvgPool2d) and id(module) not in inner_pools
+        if is_layer or is_pool or isinstance(module, SqueezeExcite):
+            points[name] = module
+    return points
+
+
+def quantize_model(
+    model: ModuleT, ranges: Mapping[str, Range], target: Target, keep_float: Collection[str] = ()
+) -> ModuleT:
+    """Return a copy of a deploy model in which every quantization point has its fake-quantized form.
+
+    Args:
+        model: the float model; it is not changed.
+        ranges: (low, high) of the input of each quantization point.
+        target: the schemes.
+        keep_float: layers that stay in float, see `resolve_keep_float`.
+
+    Raises:
+        InputError: a point without a range, or no point at all.
+    """
+    points = quantization_points(model, keep_float)
+    if not points:
+        raise InputError("nothing is left to quantize: every layer is kept in float")
+    missing = sorted(set(points) - set(ranges))
+    if missing:
+        raise InputError(f"no activation range for {', '.join(missing)}; calibrate the same model with the same layers")
+    memo: dict[int, Any] = {}
+    # Innermost first: the copy of a squeeze-and-excite block then holds its convolutions' quantized forms.
+    for name, module in sorted(points.items(), key=lambda item: -item[0].count(".")):
+        grid = grid_for_range(*ranges[name], target.activation)
+        container = not isinstance(module, nn.Conv2d | nn.Linear)
+        source = copy.deepcopy(module, memo) if container else module
+        memo[id(module)] = quantized_form(source, grid, target.weight)
+    return copy.deepcopy(model, memo).eval()

@@ -1,0 +1,100 @@
+"""Modules that compute in float what a runtime computes in integers."""
+
+import torch
+from torch import Tensor, nn
+
+from repquant.models.blocks import SqueezeExcite
+from repquant.numerics.affine import Grid, Scheme
+from repquant.quant.integers import IntegerParameters, quantize_parameters
+
+
+class FakeQuantize(nn.Module):
+    """Round a tensor to a fixed grid with one scale (quantize and dequantize in one step)."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.scheme = grid.scheme
+        self.scale = float(grid.scale)
+        self.zero_point = int(grid.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` rounded to the grid, same shape."""
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.scheme.qmin, self.scheme.qmax)
+
+    def extra_repr(self) -> str:
+        """Describe the grid."""
+        sign = "int" if self.scheme.signed else "uint"
+        return f"{sign}{self.scheme.bits}, scale={self.scale:.3g}, zero_point={self.zero_point}"
+
+
+class QuantizedConv2d(nn.Conv2d):
+    """A convolution with a quantized input; its weight and bias hold the values of `integers`."""
+
+    def __init__(self, conv: nn.Conv2d, input_grid: Grid, weight_scheme: Scheme) -> None:
+        with torch.device("meta"):
+            super().__init__(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]  # torch stores tuples of the right length
+                conv.stride,  # type: ignore[arg-type]
+                conv.padding,  # type: ignore[arg-type]
+                conv.dilation,  # type: ignore[arg-type]
+                conv.groups,
+                bias=conv.bias is not None,
+                padding_mode=conv.padding_mode,
+            )
+        self.input = FakeQuantize(input_grid)
+        self.integers = _adopt(self, quantize_parameters(conv.weight, conv.bias, input_grid.scale, weight_scheme))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, I, H, W) to (N, O, H', W')."""
+        return super().forward(self.input(x))
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer with a quantized input; its weight and bias hold the values of `integers`."""
+
+    def __init__(self, linear: nn.Linear, input_grid: Grid, weight_scheme: Scheme) -> None:
+        with torch.device("meta"):
+            super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        self.input = FakeQuantize(input_grid)
+        self.integers = _adopt(self, quantize_parameters(linear.weight, linear.bias, input_grid.scale, weight_scheme))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, I) to (N, O)."""
+        return super().forward(self.input(x))
+
+
+class QuantizedInput(nn.Module):
+    """A module without weights of its own (a pool, a squeeze-and-excite block) behind a quantized input."""
+
+    def __init__(self, module: nn.Module, input_grid: Grid) -> None:
+        super().__init__()
+        self.input = FakeQuantize(input_grid)
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the module to the quantized input."""
+        y: Tensor = self.module(self.input(x))
+        return y
+
+
+QuantizedLayer = QuantizedConv2d | QuantizedLinear
+
+
+def quantized_form(module: nn.Module, input_grid: Grid, weight_scheme: Scheme) -> nn.Module:
+    """Return the quantized counterpart of a convolution, linear layer, pool or squeeze-and-excite block."""
+    if isinstance(module, nn.Conv2d):
+        return QuantizedConv2d(module, input_grid, weight_scheme)
+    if isinstance(module, nn.Linear):
+        return QuantizedLinear(module, input_grid, weight_scheme)
+    assert isinstance(module, nn.AdaptiveAvgPool2d | SqueezeExcite), type(module)
+    return QuantizedInput(module, input_grid)
+
+
+def _adopt(layer: nn.Conv2d | nn.Linear, integers: IntegerParameters) -> IntegerParameters:
+    layer.weight = nn.Parameter(integers.float_weight(), requires_grad=False)
+    bias = integers.float_bias()
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return integers

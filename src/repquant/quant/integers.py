@@ -1,0 +1,70 @@
+"""The integers that a layer is served with: int8 weights and int32 biases."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repquant.numerics.affine import (
+    INT32_MAX,
+    Grid,
+    Scheme,
+    channel_range,
+    dequantize,
+    grid_for_range,
+    quantize,
+)
+
+
+@dataclass(frozen=True)
+class IntegerParameters:
+    """Weight and bias of one layer on their grids.
+
+    Attributes:
+        weight: (O, ...) int8.
+        weight_grid: scale () or (O,), zero points 0.
+        bias: (O,) int32 in units of `bias_scale`, or None.
+        bias_scale: () or (O,) float32, input scale times weight scale: the unit of the int32 accumulator.
+    """
+
+    weight: Tensor
+    weight_grid: Grid
+    bias: Tensor | None
+    bias_scale: Tensor
+
+    def float_weight(self) -> Tensor:
+        """Return the float32 weight that the integers stand for."""
+        return dequantize(self.weight, self.weight_grid)
+
+    def float_bias(self) -> Tensor | None:
+        """Return the float32 bias that the integers stand for."""
+        return None if self.bias is None else self.bias * self.bias_scale
+
+
+def quantize_parameters(weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme: Scheme) -> IntegerParameters:
+    """Return the integers of a layer whose weight range is the largest magnitude (per channel or tensor).
+
+    A channel whose weights are so small that its bias would not fit 32 bits gets a larger scale.
+
+    Args:
+        weight: (O, ...) float weight.
+        bias: (O,) float bias or None.
+        input_scale: scalar scale of the layer's input.
+        scheme: signed symmetric scheme of the weight.
+    """
+    assert scheme.signed, "weights are signed"
+    assert scheme.symmetric, "a zero point on weights would need a correction per output"
+    low, high = channel_range(weight.detach(), scheme)
+    if bias is not None:
+        magnitude = bias.detach().abs()
+        largest = magnitude if scheme.channel_axis is not None else magnitude.max()
+        # float32 rounds near 2^31; half of the range is out of its reach.
+        high = torch.maximum(high, largest / (input_scale * (INT32_MAX // 2)) * scheme.qmax)
+    grid = grid_for_range(low, high, scheme)
+    bias_scale = input_scale * grid.scale
+    return IntegerParameters(
+        weight=quantize(weight.detach(), grid).to(torch.int8),
+        weight_grid=grid,
+        bias=None if bias is None else torch.round(bias.detach().double() / bias_scale.double()).to(torch.int32),
+        bias_scale=bias_scale,
+    )

@@ -1,0 +1,55 @@
+"""What a runtime can execute in integers: the target decides the schemes."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from repquant.errors import InputError
+from repquant.numerics.affine import Scheme
+
+TargetName = Literal["tensorrt", "onnxruntime", "openvino"]
+TARGETS: tuple[TargetName, ...] = get_args(TargetName)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The grids of activations and weights on one runtime.
+
+    Args:
+        name: the runtime.
+        activation: scheme of every activation, one scale per tensor.
+        weight: scheme of every weight; its channel axis is the output channel, or None per tensor.
+        note: what the user should know about the choice, or "".
+    """
+
+    name: TargetName
+    activation: Scheme
+    weight: Scheme
+    note: str = ""
+
+
+def resolve_target(name: str, *, per_tensor_weights: bool = False, fast_int8_dot: bool = True) -> Target:
+    """Return the schemes for a runtime.
+
+    TensorRT runs symmetric int8 alone. On x86 the CPU runtimes take unsigned activations (after a ReLU one more bit of
+    resolution than signed ones). Without VNNI they multiply with `vpmaddubsw`, which adds two products of 8 x 8 bits in
+    a saturating 16-bit accumulator: weights of 7 bits keep the sum below 2 * 255 * 63 = 32130, which fits.
+
+    Args:
+        name: one of `TARGETS`.
+        per_tensor_weights: one scale for all weights of a layer, for hardware that has nothing else.
+        fast_int8_dot: the CPU that will serve the model has VNNI (or another exact int8 dot product).
+
+    Raises:
+        InputError: an unknown target.
+    """
+    if name not in TARGETS:
+        raise InputError(f"unknown target {name!r}; allowed are {', '.join(TARGETS)}")
+    axis = None if per_tensor_weights else 0
+    if name == "tensorrt":
+        return Target(name="tensorrt", activation=Scheme(), weight=Scheme(narrow=True, channel_axis=axis))
+    return Target(
+        name="openvino" if name == "openvino" else "onnxruntime",
+        activation=Scheme(signed=False, symmetric=False),
+        weight=Scheme(bits=8 if fast_int8_dot else 7, narrow=True, channel_axis=axis),
+        note="" if fast_int8_dot else "weights are in 7 bits: this CPU has no VNNI, and 8 bits would saturate",
+    )

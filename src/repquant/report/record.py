@@ -1,0 +1,183 @@
+"""The JSON schema of a run: what `result.json` holds."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path, PurePath
+from typing import Any, Self
+
+from repquant.atomic import replace_file
+from repquant.errors import InputError
+from repquant.report.rows import Row
+
+SCHEMA_VERSION = 1
+
+_HEADLINE_DIGITS = 6
+_HEADLINE_KEYS = (
+    "calibrator",
+    "runtime",
+    "top1",
+    "top5",
+    "drop",
+    "drop_ci95",
+    "agreement",
+    "kl",
+    "sqnr_db",
+    "parity",
+    "max_logit_steps",
+    "seconds",
+    "images_per_second",
+    "file_bytes",
+    "model",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
+    """The images that the ranges came from.
+
+    Attributes:
+        images: how many.
+        seed: of their selection.
+        sha256: of the names and contents selected, as `data.calibration` defines it.
+        seconds: of the pass over them.
+    """
+
+    images: int
+    seed: int
+    sha256: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Everything a run was given and everything it measured.
+
+    Attributes:
+        command: the verb.
+        output: the folder that the run wrote, as it was given; None when it wrote none.
+        config: the resolved configuration.
+        inputs: role -> SHA-256 of the file, for example "weights".
+        environment: as `bench.environment` gives it.
+        calibration: None when nothing was calibrated.
+        notes: sentences for the reader, for example about the CPU.
+        skipped: unreadable images that were left out -> the reason.
+        float_row: the float model; None when none was run.
+        results: the other rows, in the order of the table.
+        schema_version: of this layout; a program refuses the ones that it does not know.
+    """
+
+    command: str
+    output: str | None
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    environment: dict[str, Any]
+    calibration: CalibrationRecord | None = None
+    notes: tuple[str, ...] = ()
+    skipped: dict[str, str] = field(default_factory=dict)
+    float_row: Row | None = None
+    results: tuple[Row, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The float row, where there is one, and the others, in the order of the table."""
+        return self.results if self.float_row is None else (self.float_row, *self.results)
+
+    def to_json(self) -> str:
+        """Return the record as strict JSON, indented; numbers that are not finite become null."""
+        return json.dumps(_plain(asdict(self)), allow_nan=False, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the record that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is not JSON, has another schema version, or fields that do not fit.
+        """
+        data = json.loads(text)
+        found = data.get("schema_version") if isinstance(data, dict) else None
+        if found != SCHEMA_VERSION:
+            raise ValueError(f"schema version {found}; this program reads version {SCHEMA_VERSION}")
+        try:
+            calibration, float_row = data["calibration"], data["float_row"]
+            return cls(
+                **data
+                | {
+                    "calibration": calibration and CalibrationRecord(**calibration),
+                    "notes": tuple(data["notes"]),
+                    "float_row": float_row and _row(float_row),
+                    "results": tuple(_row(row) for row in data["results"]),
+                }
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"fields do not fit: {error}") from error
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write the record to `path`, whole or not at all.
+
+    Raises:
+        InputError: the folder of `path` does not exist or can't be written.
+    """
+    with replace_file(path) as temporary:
+        temporary.write_text(record.to_json(), encoding="utf-8")
+
+
+def read_record(path: Path) -> Record:
+    """Read a record that `write_record` wrote.
+
+    Raises:
+        InputError: there is no such file, or it is not a record that this version reads.
+    """
+    try:
+        return Record.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}; give the result.json of a run") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a record of a run: {error}; give the result.json of a run") from error
+
+
+def headline(record: Record) -> dict[str, Any]:
+    """Return the figures that a run ends with on stdout, ready for strict JSON, to six significant digits."""
+    float_row = record.float_row
+    figures = {
+        "float_top1": None if float_row is None else float_row.top1,
+        "output": record.output,
+        "images": max((row.images for row in record.rows), default=0),
+        "skipped": len(record.skipped),
+        "results": [{key: getattr(row, key) for key in _HEADLINE_KEYS} for row in record.results],
+    }
+    return {key: _rounded(value) for key, value in figures.items()}
+
+
+def _row(data: Mapping[str, Any]) -> Row:
+    """Build a row from JSON, which has lists for tuples."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Row(**fields)
+
+
+def _plain(value: Any) -> Any:
+    """Replace what strict JSON does not have: numbers that are not finite by None, paths by strings."""
+    match value:
+        case float():
+            return value if isfinite(value) else None
+        case PurePath():
+            return str(value)
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return value
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.{_HEADLINE_DIGITS}g}")
+        case dict():
+            return {key: _rounded(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_rounded(item) for item in value]
+    return value

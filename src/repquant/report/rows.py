@@ -1,0 +1,97 @@
+"""One row of a record: a model, executed by a runtime, and what that gave."""
+
+from dataclasses import dataclass, replace
+from math import isfinite
+
+from repquant.evaluate.accuracy import accuracy
+from repquant.evaluate.compare import fidelity, paired_drop, parity
+from repquant.evaluate.stream import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Percentages run 0-100. None stands for what does not apply or was not measured.
+
+    Attributes:
+        calibrator: None for a float model.
+        runtime: "pytorch" is the float module or the simulation.
+        images: how many were evaluated.
+        top1, top1_ci95, top5: accuracy and its Wilson interval; None without labels.
+        drop, drop_ci95: points of top-1 lost against the float model, and their paired interval.
+        agreement, kl: same top-1 as the float model; mean KL of the softmax to it, in nats.
+        sqnr_db: of the logits, float model against this one; None too when they are equal.
+        parity, max_logit_steps: same top-1 as the simulation, and the largest logit difference to it in steps of
+            8-bit logits.
+        seconds, images_per_second: inside the runtime, over all images, warm.
+        file_bytes, model: the file that was executed, or that the simulation stands for.
+    """
+
+    runtime: str
+    runtime_version: str
+    images: int
+    seconds: float
+    images_per_second: float | None
+    calibrator: str | None = None
+    top1: float | None = None
+    top1_ci95: tuple[float, float] | None = None
+    top5: float | None = None
+    drop: float | None = None
+    drop_ci95: tuple[float, float] | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    sqnr_db: float | None = None
+    parity: float | None = None
+    max_logit_steps: float | None = None
+    file_bytes: int | None = None
+    model: str | None = None
+
+
+def measured_row(
+    evaluation: Evaluation,
+    name: str,
+    *,
+    runtime: str,
+    runtime_version: str,
+    calibrator: str | None = None,
+    float_name: str | None = None,
+    simulation_name: str | None = None,
+    model: str | None = None,
+    file_bytes: int | None = None,
+) -> Row:
+    """Read the row of the runtime `name` out of an evaluation.
+
+    Args:
+        evaluation: must hold the pairs (name, float_name) and (name, simulation_name) where these are given.
+        name: the runtime's name in the evaluation.
+        runtime, runtime_version, calibrator, model, file_bytes: as in `Row`.
+        float_name: the float model in the evaluation, for drop and fidelity.
+        simulation_name: the simulation in the evaluation, for parity.
+    """
+    predictions, seconds = evaluation.predictions[name], evaluation.seconds[name]
+    row = Row(
+        runtime=runtime,
+        runtime_version=runtime_version,
+        images=predictions.images,
+        seconds=seconds,
+        images_per_second=predictions.images / seconds if seconds > 0 else None,
+        calibrator=calibrator,
+        file_bytes=file_bytes,
+        model=model,
+    )
+    if (measured := accuracy(predictions)) is not None:
+        row = replace(row, top1=measured.top1, top1_ci95=measured.top1_ci95, top5=measured.top5)
+    if float_name is not None:
+        close = fidelity(evaluation.differences[name, float_name])
+        row = replace(row, agreement=close.agreement, kl=close.kl, sqnr_db=_finite(close.sqnr_db))
+        float_correct = evaluation.predictions[float_name].correct
+        if predictions.correct is not None and float_correct is not None:
+            drop = paired_drop(float_correct, predictions.correct)
+            row = replace(row, drop=drop.points, drop_ci95=drop.ci95)
+    if simulation_name is not None:
+        same = parity(evaluation.differences[name, simulation_name])
+        row = replace(row, parity=same.same_top1, max_logit_steps=_finite(same.max_logit_steps))
+    return row
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

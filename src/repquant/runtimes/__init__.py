@@ -1,0 +1,1 @@
+"""Engines that execute a model, one a file, behind one interface; each is imported when it is opened."""

@@ -1,0 +1,38 @@
+"""Fixtures that several layers share."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with imagenette160.zip and the two RepVGG-A0 checkpoints."""
+    folder = os.environ.get("REPQUANT_DATA")
+    if not folder:
+        pytest.skip("REPQUANT_DATA is not set: it names the folder with imagenette160.zip and the checkpoints")
+    path = Path(folder)
+    assert path.is_dir(), f"REPQUANT_DATA={folder} is not a folder"
+    return path
+
+
+@pytest.fixture(scope="session")
+def imagenette(real_data: Path) -> Path:
+    """The ten-class ImageNet subset, unpacked once into an ignored cache."""
+    folder = REPOSITORY / ".cache" / "imagenette160"
+    if not folder.is_dir():
+        staging = REPOSITORY / ".cache" / f"unpacking-{os.getpid()}"
+        with zipfile.ZipFile(real_data / "imagenette160.zip") as archive:
+            archive.extractall(staging)
+        (staging / "imagenette160").rename(folder)
+        staging.rmdir()
+    return folder

@@ -1,0 +1,109 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from repquant.errors import InputError
+from repquant.numerics.distance import sqnr_db
+from repquant.quant.calibrate import activation_ranges, collect_histograms
+from repquant.quant.convert import layer_names, quantization_points, quantize_model, resolve_keep_float
+from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLinear
+from repquant.quant.target import TARGETS, resolve_target
+
+
+def quantized(model, images, target="onnxruntime", keep_float=(), **settings):
+    schemes = resolve_target(target, **settings)
+    ranges = activation_ranges("max", collect_histograms(model, [images]), schemes)
+    return quantize_model(model, ranges, schemes, keep_float)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_quantized_network_follows_the_float_one(network, images, target, per_tensor):
+    model = quantized(network, images, target, per_tensor_weights=per_tensor)
+    with torch.inference_mode():
+        assert 15 < sqnr_db(network(images), model(images)) < 80
+
+
+def test_the_input_is_not_changed(network, images):
+    before = copy.deepcopy(network.state_dict())
+    model = quantized(network, images)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert not any(isinstance(module, QuantizedConv2d) for module in network.modules())
+    shared = {p.data_ptr() for p in network.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert not shared
+
+
+def test_every_layer_is_quantized_first_and_last_included(network, images):
+    model = quantized(network, images)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert layers
+    assert all(isinstance(layer, QuantizedConv2d | QuantizedLinear) for layer in layers)
+    assert isinstance(model.stem.conv, QuantizedConv2d)
+    assert isinstance(model.head, QuantizedLinear)
+    assert isinstance(model.pool, QuantizedInput)
+
+
+def test_a_squeeze_excite_input_is_quantized_once(network, images):
+    excitations = [name for name in quantization_points(network) if name.endswith(".se")]
+    assert len(excitations) == (6 if network.spec.squeeze_excite else 0)
+    model = quantized(network, images)
+    for name in excitations:
+        block = model.get_submodule(name)
+        assert isinstance(block, QuantizedInput)
+        assert isinstance(block.module.down, QuantizedConv2d)
+        assert type(block.module.pool) is nn.AdaptiveAvgPool2d
+
+
+def test_weights_hold_the_integers(network, images):
+    model = quantized(network, images)
+    for layer in model.modules():
+        if isinstance(layer, QuantizedConv2d | QuantizedLinear):
+            step = layer.integers.weight_grid.scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
+            assert torch.equal(layer.weight, layer.integers.weight * step)
+            assert layer.integers.weight.dtype == torch.int8
+            assert layer.integers.bias.dtype == torch.int32
+
+
+def test_keep_float_by_shortcut_name_and_enclosing_module(network, images):
+    kept = resolve_keep_float(network, ["first", "last", "stages.1.0"])
+    assert {"stem.conv", "head", "stages.1.0.conv"} <= kept
+    assert "stages.1.1.conv" not in kept
+    model = quantized(network, images, keep_float=["first", "last"])
+    assert type(model.stem.conv) is nn.Conv2d
+    assert type(model.head) is nn.Linear
+    assert torch.equal(model.stem.conv.weight, network.stem.conv.weight)
+
+
+def test_keep_float_with_a_mistyped_name(network):
+    with pytest.raises(InputError, match=r"'stages.1.0.convv'.*did you mean 'stages.1.0.conv'"):
+        resolve_keep_float(network, ["stages.1.0.convv"])
+
+
+def test_nothing_left_to_quantize():
+    layer = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with pytest.raises(InputError, match="nothing is left"):
+        quantize_model(layer, {}, resolve_target("tensorrt"), ["first"])
+
+
+def test_missing_range_is_named(network):
+    with pytest.raises(InputError, match=r"no activation range for .*stem\.conv"):
+        quantize_model(network, {}, resolve_target("tensorrt"))
+
+
+def test_a_users_own_network_keeps_groups_dilation_and_padding(images):
+    torch.manual_seed(0)
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding="same", dilation=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, groups=4, padding=1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+    assert layer_names(backbone) == ("0", "2", "5")
+    assert list(quantization_points(backbone)) == ["0", "2", "3", "5"]
+    model = quantized(backbone, images, "tensorrt")
+    with torch.inference_mode():
+        assert sqnr_db(backbone(images), model(images)) > 20

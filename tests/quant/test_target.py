@@ -1,0 +1,39 @@
+import pytest
+
+from repquant.errors import InputError
+from repquant.quant.target import TARGETS, resolve_target
+
+
+def test_tensorrt_is_symmetric_int8_per_channel():
+    target = resolve_target("tensorrt")
+    assert (target.activation.signed, target.activation.symmetric, target.activation.bits) == (True, True, 8)
+    assert (target.weight.qmin, target.weight.qmax, target.weight.channel_axis) == (-127, 127, 0)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_cpu_runtimes_take_unsigned_activations(name):
+    target = resolve_target(name)
+    assert (target.activation.qmin, target.activation.qmax) == (0, 255)
+    assert not target.activation.symmetric
+    assert (target.weight.bits, target.note) == (8, "")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_without_vnni_two_products_fit_sixteen_bits(name):
+    target = resolve_target(name, fast_int8_dot=False)
+    assert 2 * target.activation.qmax * target.weight.qmax <= 2**15 - 1
+    assert "VNNI" in target.note
+
+
+def test_tensorrt_does_not_depend_on_this_cpu():
+    assert resolve_target("tensorrt", fast_int8_dot=False) == resolve_target("tensorrt")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_per_tensor_weights(name):
+    assert resolve_target(name, per_tensor_weights=True).weight.channel_axis is None
+
+
+def test_unknown_target():
+    with pytest.raises(InputError, match=r"'tflite'.*tensorrt, onnxruntime, openvino"):
+        resolve_target("tflite")

@@ -1,0 +1,69 @@
+"""The layers: a file imports from its own layer or from one below, never from one above."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "repquant"
+LAYERS = (
+    ("numerics",),
+    ("models",),
+    ("data",),
+    ("train",),
+    ("quant",),
+    ("export",),
+    ("runtimes",),
+    ("evaluate", "bench"),
+    ("report",),
+    ("cli",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(module: str) -> str | None:
+    """Return the layer of `repquant.layer.file`; None for a module at the root, which any layer may import."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in RANK else None
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return {name for name in found if name.split(".")[0] == "repquant"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_import_points_up(path):
+    layer = layer_of(name_of(path))
+    for module in imports(path):
+        above = layer_of(module)
+        if layer and above:
+            assert RANK[above] <= RANK[layer], f"{name_of(path)} imports {module}, which lies above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_have_one_noun_for_a_name_and_stay_small(path):
+    assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc"}
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_every_folder_is_a_layer():
+    folders = {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
+    assert folders <= set(RANK)
+
+
+def test_the_check_sees_an_arrow_that_points_up(tmp_path):
+    file = tmp_path / "up.py"
+    file.write_text("def f():\n    from repquant.cli import main\n")
+    assert {layer_of(module) for module in imports(file)} == {"cli"}
