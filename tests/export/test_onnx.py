@@ -103,7 +103,7 @@ def test_runtimes_agree_with_the_simulation_at_any_batch(exported, images, engin
         expected = quantized(images[:batch]).numpy()
     logits = open_runtime(engine, path)(images[:batch].numpy())
     # An activation on the border of two integers may fall on either side: one step of the last input at most.
-    step = quantized.head.input.scale * float(quantized.head.weight.abs().max())
+    step = quantized.head.input.scale * float(quantized.head.integers.float_weight().abs().max())
     assert np.abs(logits - expected).max() <= 1.01 * step
 
 

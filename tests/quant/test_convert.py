@@ -56,14 +56,30 @@ def test_a_squeeze_excite_input_is_quantized_once(network, images):
         assert type(block.module.pool) is nn.AdaptiveAvgPool2d
 
 
-def test_weights_hold_the_integers(network, images):
+def test_layers_hold_the_integers_and_compute_with_them(network, images):
     model = quantized(network, images)
-    for layer in model.modules():
-        if isinstance(layer, QuantizedConv2d | QuantizedLinear):
-            step = layer.integers.weight_grid.scale.reshape(-1, *[1] * (layer.weight.dim() - 1))
-            assert torch.equal(layer.weight, layer.integers.weight * step)
-            assert layer.integers.weight.dtype == torch.int8
-            assert layer.integers.bias.dtype == torch.int32
+    layers = [m for m in model.modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)]
+    for layer in layers:
+        assert torch.equal(layer.weight, layer.integers.weight.float())
+        assert torch.equal(layer.bias, layer.integers.bias.float())
+        assert layer.integers.weight.dtype == torch.int8
+        assert layer.integers.bias.dtype == torch.int32
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_layer_equals_integer_arithmetic(network, images, target):
+    """x_q, w_q and b_q in int64, one rescaling at the end: no float sum is involved."""
+    layer = quantized(network, images, target).stem.conv
+    grid = layer.input
+    x_q = (torch.round(images.double() / grid.scale) + grid.zero_point).clamp(grid.scheme.qmin, grid.scheme.qmax)
+    columns = nn.functional.unfold(x_q - grid.zero_point, 3, padding=1, stride=2).to(torch.int64)
+    weight = layer.integers.weight.to(torch.int64).flatten(1)
+    accumulator = weight @ columns + layer.integers.bias.to(torch.int64)[:, None]
+    expected = accumulator.double() * layer.integers.bias_scale.double()[:, None]
+    with torch.inference_mode():
+        found = layer(images).flatten(2).double()
+    # A value of x on the border of two integers may be rounded either way by the reciprocal of the scale.
+    assert ((found - expected).abs() <= 1e-6 * expected.abs() + 1e-9).float().mean() > 0.999
 
 
 def test_keep_float_by_shortcut_name_and_enclosing_module(network, images):

@@ -1,6 +1,12 @@
-"""Modules that compute in float what a runtime computes in integers."""
+"""Modules that compute in float32 what a runtime computes in integers.
+
+A layer multiplies integers and rescales the sum, as a runtime does, instead of multiplying rounded floats: float32
+holds integers up to 2^24 exactly, so the sum does not depend on the order of its terms. With rounded floats about one
+activation in a thousand lands on the other side of a rounding border, and simulation and runtime drift apart.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repquant.models.blocks import SqueezeExcite
@@ -16,10 +22,19 @@ class FakeQuantize(nn.Module):
         self.scheme = grid.scheme
         self.scale = float(grid.scale)
         self.zero_point = int(grid.zero_point)
+        self._steps_per_unit = float(1.0 / grid.scale)  # float32, as torch rounds it
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the grid, same shape."""
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.scheme.qmin, self.scheme.qmax)
+        return torch.fake_quantize_per_tensor_affine(
+            x, self.scale, self.zero_point, self.scheme.qmin, self.scheme.qmax
+        )
+
+    def steps(self, x: Tensor) -> Tensor:
+        """Return q - zero_point as float32: the integers that `x` is rounded to, same shape."""
+        return torch.fake_quantize_per_tensor_affine(
+            x * self._steps_per_unit, 1.0, self.zero_point, self.scheme.qmin, self.scheme.qmax
+        )
 
     def extra_repr(self) -> str:
         """Describe the grid."""
@@ -28,7 +43,9 @@ class FakeQuantize(nn.Module):
 
 
 class QuantizedConv2d(nn.Conv2d):
-    """A convolution with a quantized input; its weight and bias hold the values of `integers`."""
+    """A convolution of integers; `weight` and `bias` hold those of `integers` as float32."""
+
+    accumulator_scale: Tensor
 
     def __init__(self, conv: nn.Conv2d, input_grid: Grid, weight_scheme: Scheme) -> None:
         with torch.device("meta"):
@@ -45,24 +62,30 @@ class QuantizedConv2d(nn.Conv2d):
             )
         self.input = FakeQuantize(input_grid)
         self.integers = _adopt(self, quantize_parameters(conv.weight, conv.bias, input_grid.scale, weight_scheme))
+        self.register_buffer("accumulator_scale", self.integers.bias_scale.reshape(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I, H, W) to (N, O, H', W')."""
-        return super().forward(self.input(x))
+        accumulator = super().forward(self.input.steps(x))
+        return accumulator.mul_(self.accumulator_scale)
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer with a quantized input; its weight and bias hold the values of `integers`."""
+    """A linear layer of integers; `weight` and `bias` hold those of `integers` as float32."""
+
+    accumulator_scale: Tensor
 
     def __init__(self, linear: nn.Linear, input_grid: Grid, weight_scheme: Scheme) -> None:
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.input = FakeQuantize(input_grid)
         self.integers = _adopt(self, quantize_parameters(linear.weight, linear.bias, input_grid.scale, weight_scheme))
+        self.register_buffer("accumulator_scale", self.integers.bias_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I) to (N, O)."""
-        return super().forward(self.input(x))
+        accumulator = F.linear(self.input.steps(x), self.weight, self.bias)
+        return accumulator.mul_(self.accumulator_scale)
 
 
 class QuantizedInput(nn.Module):
@@ -93,8 +116,7 @@ def quantized_form(module: nn.Module, input_grid: Grid, weight_scheme: Scheme) -
 
 
 def _adopt(layer: nn.Conv2d | nn.Linear, integers: IntegerParameters) -> IntegerParameters:
-    layer.weight = nn.Parameter(integers.float_weight(), requires_grad=False)
-    bias = integers.float_bias()
-    if bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=False)
+    layer.weight = nn.Parameter(integers.weight.float(), requires_grad=False)
+    if integers.bias is not None:
+        layer.bias = nn.Parameter(integers.bias.float(), requires_grad=False)
     return integers

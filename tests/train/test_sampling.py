@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from repquant.errors import InputError
+from repquant.train.sampling import TrainingSet, validation_loader
+
+
+def images(training: TrainingSet, epoch: int) -> torch.Tensor:
+    return torch.cat([batch.images for batch in training.epoch(epoch)])
+
+
+def test_an_epoch_has_full_batches_of_different_images(noise, recipe):
+    training = TrainingSet(noise(35), recipe(batch_size=8))
+    order = training.order(0)
+    assert training.steps == 4
+    assert len(order) == 32
+    assert len(set(order)) == 32
+    batches = list(training.epoch(0))
+    assert [len(batch.images) for batch in batches] == [8] * 4
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [index % 2 for index in order]
+
+
+def test_epochs_differ_in_order_and_augmentation(noise, recipe):
+    training = TrainingSet(noise(32), recipe())
+    first, second = training.order(0), training.order(1)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(32))
+    position = [first.index(index) for index in second]
+    same = (images(training, 0)[position] == images(training, 1)).flatten(1).all(dim=1)
+    assert same.sum() < 16
+
+
+def test_all_of_it_depends_on_the_seed_and_on_nothing_else(noise, recipe):
+    training, again, other = (TrainingSet(noise(32), recipe(seed=seed)) for seed in (1, 1, 2))
+    torch.manual_seed(5)
+    expected = images(training, 3)
+    images(again, 0)
+    torch.manual_seed(6)
+    assert torch.equal(images(again, 3), expected)
+    assert training.order(3) != other.order(3)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12, torch's default
+def test_workers_change_nothing(noise, recipe):
+    alone, shared = (TrainingSet(noise(32), recipe(), workers=workers) for workers in (0, 2))
+    assert torch.equal(images(alone, 1), images(shared, 1))
+
+
+def test_validation_images_come_in_order_and_unaugmented(noise, recipe):
+    batches = list(validation_loader(noise(11), recipe(batch_size=8)))
+    assert [len(batch.images) for batch in batches] == [8, 3]
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [index % 2 for index in range(11)]
+    again = list(validation_loader(noise(11), recipe(batch_size=8, seed=9)))
+    assert torch.equal(batches[1].images, again[1].images)
+
+
+def test_unreadable_images_of_all_epochs_are_listed(recipe, tmp_path, noise):
+    from repquant.data.datasets import open_split
+
+    for index in range(8):
+        folder = tmp_path / "train" / ("dark", "bright")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        noise(8).image(index).save(folder / f"{index}.png")
+    (tmp_path / "train/dark/4.png").write_bytes(b"nothing")
+    training = TrainingSet(open_split(tmp_path, "train"), recipe(batch_size=4), skip_unreadable=True)
+    assert sum(len(batch.images) for batch in training.epoch(0)) == 7
+    assert list(training.skipped) == ["dark/4.png"]
+
+
+def test_a_batch_larger_than_the_set_is_refused(noise, recipe):
+    with pytest.raises(InputError, match="a batch of 8 is larger than the 7 training images; pass --batch-size 7"):
+        TrainingSet(noise(7), recipe(batch_size=8))
+
+
+def test_the_classes_must_fit_the_network(noise, recipe):
+    with pytest.raises(InputError, match=r"training images have 2 classes, the network 10; pass --num-classes 2"):
+        TrainingSet(noise(32), recipe(num_classes=10))
+    with pytest.raises(InputError, match=r"validation images have 2 classes, the network 10"):
+        validation_loader(noise(32), recipe(num_classes=10))
+
+
+def test_images_without_labels_are_refused(noise, recipe):
+    with pytest.raises(InputError, match="training images have no labels; put them into a folder for each class"):
+        TrainingSet(noise(32, classes=None), recipe())
+    with pytest.raises(InputError, match="validation images have no labels"):
+        validation_loader(noise(32, classes=None), recipe())
