@@ -1,6 +1,6 @@
 """A labeled source that is learned in a few steps, and a network that trains in a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,15 @@ class NoiseSource:
         return self.image(index).tobytes()
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks as small as these are slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def noise() -> type[NoiseSource]:
     return NoiseSource
@@ -52,8 +61,16 @@ def recipe() -> Callable[..., Recipe]:
     """A recipe for 32 small images, with changes."""
 
     def make(**changes: object) -> Recipe:
-        settings = {"image_size": 16, "crop_ratio": 1.0, "augmentation": "padded-crop", "batch_size": 8, "epochs": 3}
-        return Recipe(arch="RepVGG-A0", num_classes=2, **settings | changes)
+        settings = {
+            "arch": SPEC.name,
+            "num_classes": 2,
+            "image_size": 16,
+            "crop_ratio": 1.0,
+            "augmentation": "padded-crop",
+            "batch_size": 8,
+            "epochs": 3,
+        }
+        return Recipe(**settings | changes)
 
     return make
 

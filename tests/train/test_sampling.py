@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from repquant.data.datasets import open_split
 from repquant.errors import InputError
 from repquant.train.sampling import TrainingSet, validation_loader
 
@@ -55,8 +56,6 @@ def test_validation_images_come_in_order_and_unaugmented(noise, recipe):
 
 
 def test_unreadable_images_of_all_epochs_are_listed(recipe, tmp_path, noise):
-    from repquant.data.datasets import open_split
-
     for index in range(8):
         folder = tmp_path / "train" / ("dark", "bright")[index % 2]
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ choose, so that this also converts between projects. The suffix decides the form
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,8 @@ def run(options: Options) -> None:
     converted = reparameterize(model) if options.form == "deploy" else model
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.inference_mode():
-        # On copies: what is saved keeps the precision of the checkpoint.
-        before, after = (network.state_dict() for network in (model, converted))
-        expected = model.double()(images)
-        difference = float((expected - converted.double()(images)).abs().max() / expected.abs().max())
-        model.float().load_state_dict(before)
-        converted.float().load_state_dict(after)
+        expected, found = (copy.deepcopy(network).double()(images) for network in (model, converted))
+    difference = float((expected - found).abs().max() / expected.abs().max())
     save_model(converted, output, options.dialect)
     say(f"{options.arch}: {model.form} -> {converted.form}, logits differ by {difference:.1e} of the largest")
     finish(

@@ -17,6 +17,7 @@ VERBS = {
     "ptq": "quantize after training, export, and measure on the runtimes",
     "export": "write an ONNX file, float or INT8, without measuring it",
     "evaluate": "top-1, top-5 and throughput of a model on any runtime",
+    "train": "train a network with its branches",
 }
 EXIT_DONE, EXIT_ERROR, EXIT_INPUT = 0, 1, 2
 
@@ -26,9 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     verb = importlib.import_module(f"repquant.cli.{parsed.verb}")
     chosen: Namespace = parsed[parsed.verb]
-    options = verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)})
     try:
-        verb.run(options)
+        verb.run(verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)}))
     except InputError as error:
         print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
         return EXIT_INPUT

@@ -26,9 +26,7 @@ class FakeQuantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` rounded to the grid, same shape."""
-        return torch.fake_quantize_per_tensor_affine(
-            x, self.scale, self.zero_point, self.scheme.qmin, self.scheme.qmax
-        )
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.scheme.qmin, self.scheme.qmax)
 
     def steps(self, x: Tensor) -> Tensor:
         """Return q - zero_point as float32: the integers that `x` is rounded to, same shape."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from repquant.runtimes.integer_relu import load_for_onnxruntime
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
 
 _ERRORS_ONLY = 3
@@ -12,6 +13,8 @@ _ERRORS_ONLY = 3
 
 class OnnxRuntime:
     """An ONNX file in ONNX Runtime's CPU provider, with its default graph optimizations.
+
+    Symmetric int8 convolutions before a ReLU get the equal form of `integer_relu`, so that they run in integers too.
 
     Args:
         path: the .onnx file.
@@ -35,7 +38,9 @@ class OnnxRuntime:
         # Idle workers spin by default, and then slow down every other engine in this process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                load_for_onnxruntime(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its exceptions share no base class of their own
             raise cannot_load(path, "ONNX Runtime", error) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

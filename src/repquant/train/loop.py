@@ -17,6 +17,10 @@ from repquant.train.optim import learning_rate, sgd
 from repquant.train.recipe import Recipe
 from repquant.train.sampling import TrainingSet
 
+_SMALLEST_BFLOAT16_IMAGE = 17
+"""On the CPU. With 16 pixels or fewer the last stage's input is 1 x 1, and there oneDNN's weight gradient of a 3x3
+convolution with stride 2 in bfloat16 holds uninitialized memory (torch 2.13)."""
+
 
 class DivergedError(InputError):
     """The loss or a weight is NaN or infinite."""
@@ -58,11 +62,20 @@ class Trainer:
     Attributes:
         model: the network.
         history: one report for each epoch that is done.
+
+    Raises:
+        InputError: the images are too small for bfloat16 on the CPU.
     """
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, training: TrainingSet, validation: Loader, device: torch.device
     ) -> None:
+        is_small = recipe.image_size < _SMALLEST_BFLOAT16_IMAGE
+        if is_small and recipe.precision == "bfloat16" and device.type == "cpu":
+            raise InputError(
+                f"--precision bfloat16 gives wrong gradients on the CPU for images of {recipe.image_size} pixels; "
+                f"pass --precision float32, or --image-size {_SMALLEST_BFLOAT16_IMAGE} or more"
+            )
         # Contiguous NCHW throughout: the backward pass of a RepVGG in channels_last crashes on the CPU (torch 2.13).
         self.model = model.to(device)
         self.history: list[EpochReport] = []
