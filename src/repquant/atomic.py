@@ -36,36 +36,56 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[Path]:
     """Yield an empty staging folder that becomes `path` when the block succeeds.
 
-    When the block raises, the staging folder is removed; an existing `path` is replaced only at the end.
+    When the block raises, nothing is left: an existing `path` is replaced, and folders above it are made, only at the
+    end.
+
+    Args:
+        path: folder to make.
+        overwrite: replace an existing folder, but only one that is empty or holds a file named `marker`: a mistyped
+            path must not cost anybody their own files.
+        marker: name of a file that all folders made here hold.
 
     Raises:
-        InputError: `path` exists and `overwrite` is false, or its parent can't be written.
+        InputError: `path` exists and may not be replaced, or its parent can't be written.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise InputError(f"output folder {path} exists; choose another one or pass --overwrite to replace it")
-    if path.exists() and not path.is_dir():
-        raise InputError(f"output {path} is a file; give a folder")
+    if path.exists():
+        _check_replaceable(path, overwrite, marker)
+    ancestor = next(folder for folder in path.parents if folder.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        staging = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{path.name}."))
     except OSError as error:
-        raise _cannot_write(path.parent, error) from error
+        raise _cannot_write(ancestor, error) from error
+    retired = staging.with_name(f"{staging.name}.old")
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(retired / "old")
-            staging.replace(path)
-            shutil.rmtree(retired)
-        else:
-            staging.replace(path)
+            path.replace(retired)
+        staging.replace(path)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if retired.exists() and not path.exists():
+            retired.replace(path)
+        for leftover in (staging, retired):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_replaceable(path: Path, overwrite: bool, marker: str) -> None:
+    if not path.is_dir():
+        raise InputError(f"output {path} is a file; give a folder")
+    if not overwrite:
+        raise InputError(f"output folder {path} exists; choose another one or pass --overwrite to replace it")
+    if any(path.iterdir()) and not (path / marker).is_file():
+        raise InputError(
+            f"output folder {path} holds files but no {marker}: it is not of an earlier run and is not replaced; "
+            "choose another one or remove it yourself"
+        )
+    if path.name in ("", "..") or path.is_mount():
+        raise InputError(f"output folder {path} can't be replaced as a whole; give a folder inside it")
 
 
 def _sync(path: Path) -> None:

@@ -1,11 +1,10 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from repquant.cli.main import build_parser, main
 from repquant.models.checkpoints import load_model
@@ -14,35 +13,31 @@ from repquant.train.checkpoint import checkpoint_path
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """Dark and bright noise: 16 training and 8 validation images."""
-    folder = tmp_path_factory.mktemp("images")
-    for split, count in (("train", 16), ("val", 8)):
-        for index in range(count):
-            name, low = (("dark", 0), ("bright", 128))[index % 2]
-            pixels = np.random.default_rng(index).integers(low, low + 128, (20, 24, 3), dtype=np.uint8)
-            (folder / split / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
-    return folder
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A network as small as this is slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def train(images: Path, output: Path, *more: str) -> int:
+def train(photographs: Path, output: Path, *more: str) -> int:
     settings = "--arch RepVGG-tiny --num-classes 2 --image-size 24 --crop-ratio 1 --batch-size 8 --epochs 2"
-    return main(["train", *settings.split(), "--data", str(images), "--output", str(output), *more])
+    return main(["train", *settings.split(), "--data", str(photographs), "--output", str(output), *more])
 
 
 @pytest.fixture(scope="module")
-def run(images, tmp_path_factory) -> Path:
+def run(photographs, tmp_path_factory) -> Path:
     """The folder of a finished run."""
     output = tmp_path_factory.mktemp("runs") / "first"
-    assert train(images, output, "--custom-l2") == 0
+    assert train(photographs, output, "--custom-l2") == 0
     return output
 
 
-def test_a_run_leaves_model_record_and_headline(images, tmp_path, capsys):
+def test_a_run_leaves_model_record_and_headline(photographs, tmp_path, capsys):
     output = tmp_path / "run"
-    assert train(images, output) == 0
+    assert train(photographs, output) == 0
     captured = capsys.readouterr()
     headline = json.loads(captured.out.splitlines()[-1])
     assert headline.keys() == {"output", "model", "top1", "epochs", "images_per_second"}
@@ -66,9 +61,9 @@ def test_a_run_leaves_model_record_and_headline(images, tmp_path, capsys):
     assert "epoch 2/2: loss " in record["notes"][1]
 
 
-def test_an_existing_run_is_refused_and_left_alone(images, run, capsys):
+def test_an_existing_run_is_refused_and_left_alone(photographs, run, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    assert train(images, run, "--custom-l2") == 2
+    assert train(photographs, run, "--custom-l2") == 2
     assert "is not empty; pass --resume" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
@@ -81,17 +76,17 @@ def test_an_existing_run_is_refused_and_left_alone(images, run, capsys):
         ((), "custom_l2 was True and is False now"),
     ],
 )
-def test_resume_with_another_recipe_is_refused(images, run, capsys, change, message):
-    assert train(images, run, "--resume", *change) == 2
+def test_resume_with_another_recipe_is_refused(photographs, run, capsys, change, message):
+    assert train(photographs, run, "--resume", *change) == 2
     assert message in capsys.readouterr().err
 
 
-def test_resume_after_a_damaged_checkpoint_ends_with_the_same_weights(images, run, capsys):
+def test_resume_after_a_damaged_checkpoint_ends_with_the_same_weights(photographs, run, capsys):
     expected = load_model(run / "model.safetensors", "RepVGG-tiny", 2).state_dict()
     newest = checkpoint_path(run, 2)
     newest.write_bytes(newest.read_bytes()[:-50])
     (run / "model.safetensors").unlink()
-    assert train(images, run, "--custom-l2", "--resume") == 0
+    assert train(photographs, run, "--custom-l2", "--resume") == 0
     errors = capsys.readouterr().err
     assert "checkpoint-0002.pth is damaged" in errors
     assert "going on after epoch 1 of 2" in errors
@@ -99,8 +94,8 @@ def test_resume_after_a_damaged_checkpoint_ends_with_the_same_weights(images, ru
     assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_finished_run_can_be_resumed(images, run, capsys):
-    assert train(images, run, "--custom-l2", "--resume") == 0
+def test_a_finished_run_can_be_resumed(photographs, run, capsys):
+    assert train(photographs, run, "--custom-l2", "--resume") == 0
     captured = capsys.readouterr()
     assert "going on after epoch 2 of 2" in captured.err
     assert json.loads(captured.out.splitlines()[-1])["epochs"] == 2
@@ -109,7 +104,7 @@ def test_a_finished_run_can_be_resumed(images, run, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--batch-size", "17"), "a batch of 17 is larger than the 16 training images"),
+        (("--batch-size", "25"), "a batch of 25 is larger than the 24 training images"),
         (("--num-classes", "1000"), "have 2 classes, the network 1000; pass --num-classes 2"),
         (("--arch", "RepVGG-A9"), "unknown architecture 'RepVGG-A9'"),
         (("--data", "nowhere"), "data folder nowhere does not exist"),
@@ -117,15 +112,15 @@ def test_a_finished_run_can_be_resumed(images, run, capsys):
         (("--epochs", "0"), "--epochs 0 was given; allowed is at least 1"),
     ],
 )
-def test_bad_input_leaves_no_folder(images, tmp_path, capsys, change, message):
-    assert train(images, tmp_path / "run", *change) == 2
+def test_bad_input_leaves_no_folder(photographs, tmp_path, capsys, change, message):
+    assert train(photographs, tmp_path / "run", *change) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(images, tmp_path, capsys):
-    assert train(images, tmp_path / "run", "--device", "cuda") == 2
+def test_a_gpu_that_is_not_there(photographs, tmp_path, capsys):
+    assert train(photographs, tmp_path / "run", "--device", "cuda") == 2
     assert "PyTorch finds no GPU here; pass --device cpu" in capsys.readouterr().err
 
 

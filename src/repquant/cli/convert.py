@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import ModelOptions, option
@@ -30,14 +29,14 @@ def run(options: Options) -> None:
     show_configuration("convert", options)
     import torch
 
-    from repquant.cli.inputs import load_network
+    from repquant.cli.inputs import load_network, output_file
     from repquant.models.checkpoints import save_model
+    from repquant.models.dialects import get_dialect
     from repquant.models.network import count_parameters
     from repquant.models.reparam import reparameterize
 
-    output = Path(options.output)
-    if output.exists() and not options.overwrite:
-        raise InputError(f"output {output} exists; choose another file or pass --overwrite to replace it")
+    output = output_file(options.output, options.overwrite, (".safetensors", ".pth"))
+    dialect = get_dialect(options.dialect).name
     if options.form not in ("deploy", "training"):
         raise InputError(f"form {options.form!r} was given; allowed are deploy and training")
     model = load_network(options)
@@ -48,13 +47,13 @@ def run(options: Options) -> None:
     with torch.inference_mode():
         expected, found = (copy.deepcopy(network).double()(images) for network in (model, converted))
     difference = float((expected - found).abs().max() / expected.abs().max())
-    save_model(converted, output, options.dialect)
+    save_model(converted, output, dialect)
     say(f"{options.arch}: {model.form} -> {converted.form}, logits differ by {difference:.1e} of the largest")
     finish(
         {
             "output": options.output,
             "form": converted.form,
-            "dialect": options.dialect,
+            "dialect": dialect,
             "parameters": count_parameters(converted),
             "max_relative_difference": difference,
             "file_bytes": output.stat().st_size,

@@ -6,7 +6,6 @@ Nothing is measured; `repquant ptq` does the same and proves the result.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from repquant.cli.console import finish, progress, say, show_configuration
 from repquant.cli.options import CalibrationOptions, ImageOptions, ModelOptions, TargetOptions, option
@@ -27,17 +26,14 @@ class Options(TargetOptions, CalibrationOptions, ImageOptions, ModelOptions):
 def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
-    from repquant.cli.inputs import kept_names, load_deploy_network, open_calibration, open_target
+    from repquant.cli.inputs import kept_names, load_deploy_network, open_calibration, open_target, output_file
     from repquant.export.onnx import export_onnx
     from repquant.numerics.ranges import CALIBRATORS
+    from repquant.quant.bias_correction import correct_biases
     from repquant.quant.calibrate import activation_ranges, collect_histograms
     from repquant.quant.convert import quantize_model
 
-    output = Path(options.output)
-    if output.suffix != ".onnx":
-        raise InputError(f"output {output} does not end in .onnx")
-    if output.exists() and not options.overwrite:
-        raise InputError(f"output {output} exists; choose another file or pass --overwrite to replace it")
+    output = output_file(options.output, options.overwrite, (".onnx",))
     if options.calibrator and options.calibrator not in CALIBRATORS:
         raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
     if options.calibrator and not (options.data or options.calibration_data):
@@ -48,10 +44,16 @@ def run(options: Options) -> None:
         target, kept = open_target(options), kept_names(options)
         if target.note:
             say(target.note)
-        calibration, _ = open_calibration(options, options, options.data)
-        with progress("calibrate", calibration.images) as advance:
-            histograms = collect_histograms(model, (batch.images for batch in calibration), kept, on_batch=advance)
+        calibration = open_calibration(options, options, options.data)
+        with progress("calibrate", calibration.ranges.images) as advance:
+            images = (batch.images for batch in calibration.ranges)
+            histograms = collect_histograms(model, images, kept, on_batch=advance)
         ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
+        if calibration.biases is not None:
+            quantized = quantize_model(model, ranges, target, kept)
+            with progress("correct biases", calibration.biases.images) as advance:
+                images = (batch.images for batch in calibration.biases)
+                model = correct_biases(model, quantized, images, on_batch=advance)
         model = quantize_model(model, ranges, target, kept)
     size = export_onnx(model, output, options.image_size)
     finish({"output": options.output, "calibrator": options.calibrator or None, "file_bytes": size})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,20 +68,34 @@ def open_loader(options: DataOptions, split: Split, num_classes: int) -> Loader:
     return Loader(source, transform(options), options.batch_size, options.workers, options.skip_unreadable)
 
 
-def open_calibration(
-    options: CalibrationOptions, images: ImageOptions, default_data: str
-) -> tuple[Loader, CalibrationSubset]:
-    """Return the batches to calibrate on, and which images they are."""
+@dataclass(frozen=True)
+class Calibration:
+    """The batches that ranges are read from, the fewer ones that correct biases (None: no correction), and a record."""
+
+    ranges: Loader
+    biases: Loader | None
+    subset: CalibrationSubset
+
+
+def open_calibration(options: CalibrationOptions, images: ImageOptions, default_data: str) -> Calibration:
+    """Open the calibration images; those for biases are the first of those for ranges, and as well stratified."""
     from repquant.data.calibration import select
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
 
+    if not 0 < options.percentile <= 100:
+        raise InputError(f"percentile {options.percentile} was given; allowed are values above 0 and up to 100")
+    if options.bias_correction_images < 0:
+        raise InputError(f"--bias-correction-images {options.bias_correction_images} is negative; 0 turns it off")
     source = open_split(options.calibration_data or default_data, "train")
     subset = select(source, options.calibration_images, options.seed)
-    loader = Loader(
-        source, transform(images), images.batch_size, images.workers, images.skip_unreadable, subset.indices
-    )
-    return loader, subset
+
+    def loader(count: int) -> Loader:
+        chosen = subset.indices[:count]
+        return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
+
+    few = options.bias_correction_images
+    return Calibration(loader(options.calibration_images), loader(few) if few else None, subset)
 
 
 def open_target(options: TargetOptions) -> Target:
@@ -91,6 +107,24 @@ def open_target(options: TargetOptions) -> Target:
         raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")
     fast = int8_support().safe if options.vnni == "auto" else options.vnni == "yes"
     return resolve_target(options.target, per_tensor_weights=options.per_tensor_weights, fast_int8_dot=fast)
+
+
+def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:
+    """Return the path of a file to write, looked at before any work is done for it.
+
+    Raises:
+        InputError: another suffix, a file that exists and may not be replaced, or a folder that can't be written.
+    """
+    path = Path(output)
+    if path.suffix not in suffixes:
+        raise InputError(f"output {path} does not end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"output {path} is a folder; give a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"output {path} exists; choose another file or pass --overwrite to replace it")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise InputError(f"can't write to {path.parent}; choose a folder that exists and is writable")
+    return path
 
 
 def kept_names(options: TargetOptions) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"repquant {parsed.verb}: interrupted; nothing half-written was left", file=sys.stderr)
         return EXIT_ERROR
-    except OSError as error:
+    except (OSError, FloatingPointError) as error:
         print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
         return EXIT_ERROR
     return EXIT_DONE

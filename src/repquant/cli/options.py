@@ -66,6 +66,9 @@ class CalibrationOptions:
     calibration_data: str = option("folder of images to calibrate on, unlabelled or not; default: train/", "")
     calibration_images: int = option("number of images to calibrate on", 512)
     percentile: float = option("percentage of magnitudes that the percentile calibrator keeps", 99.99)
+    bias_correction_images: int = option(
+        "calibration images that give quantized layers their float means back; 0 leaves the biases alone", 256
+    )
     seed: int = option("seed of the choice of calibration images", 0)
 
 

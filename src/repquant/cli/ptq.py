@@ -1,7 +1,8 @@
 """Quantize a trained network to INT8, export it, and measure it on the runtimes that will serve it.
 
 The weights are re-parameterized first if the checkpoint has branches. One pass over the calibration images serves all
-calibrators. The output folder holds one ONNX file for each, the float one, and result.json.
+calibrators; a second one, for each of them, gives quantized layers the means that they have in float. The output folder
+holds one ONNX file for each calibrator, the float one, and result.json.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ def run(options: Options) -> None:
     )
     from repquant.cli.proof import prove
     from repquant.numerics.ranges import CALIBRATORS
+    from repquant.quant.bias_correction import correct_biases
     from repquant.quant.calibrate import activation_ranges, collect_histograms
     from repquant.quant.convert import quantize_model
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
@@ -64,27 +66,38 @@ def run(options: Options) -> None:
     target = open_target(options)
     output = Path(options.output)
 
-    with new_folder(output, overwrite=options.overwrite) as folder:
+    with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         model = load_deploy_network(options)
         evaluation = open_loader(options, "val", options.num_classes)
-        calibration, subset = open_calibration(options, options, options.data)
+        calibration = open_calibration(options, options, options.data)
         kept = kept_names(options)
 
         started = perf_counter()
-        with progress("calibrate", calibration.images) as advance:
-            images = (batch.images for batch in calibration)
+        with progress("calibrate", calibration.ranges.images) as advance:
+            images = (batch.images for batch in calibration.ranges)
             histograms = collect_histograms(model, images, kept, on_batch=advance)
         collect_seconds = perf_counter() - started
 
         quantized: dict[str, torch.nn.Module] = {}
         search_seconds = {}
+        correction_seconds = 0.0
         for calibrator in calibrators:
             started = perf_counter()
             ranges = activation_ranges(calibrator, histograms, target, percentile=options.percentile)
             search_seconds[calibrator] = perf_counter() - started
             quantized[calibrator] = quantize_model(model, ranges, target, kept)
+            if calibration.biases is not None:
+                started = perf_counter()
+                with progress(f"correct biases, {calibrator}", calibration.biases.images) as advance:
+                    images = (batch.images for batch in calibration.biases)
+                    corrected = correct_biases(model, quantized[calibrator], images, on_batch=advance)
+                quantized[calibrator] = quantize_model(corrected, ranges, target, kept)
+                correction_seconds += perf_counter() - started
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
-        cost = f"calibration: one pass over {calibration.images} images {collect_seconds:.1f} s; searches: {searches}"
+        cost = (
+            f"calibration: one pass over {calibration.ranges.images} images {collect_seconds:.1f} s; "
+            f"searches: {searches}; bias correction: {correction_seconds / len(calibrators):.1f} s a calibrator"
+        )
         say(cost)
 
         proof = prove(model, quantized, evaluation, runtimes, options.image_size, folder, output)
@@ -95,10 +108,13 @@ def run(options: Options) -> None:
             inputs={"weights": file_sha256(weights_path(options))},
             environment=environment(),
             calibration=CalibrationRecord(
-                images=options.calibration_images, seed=subset.seed, sha256=subset.sha256, seconds=collect_seconds
+                images=options.calibration_images,
+                seed=options.seed,
+                sha256=calibration.subset.sha256,
+                seconds=collect_seconds,
             ),
             notes=tuple(note for note in (cost, target.note) if note),
-            skipped=calibration.skipped | evaluation.skipped,
+            skipped=calibration.ranges.skipped | evaluation.skipped,
             float_row=proof.float_row,
             results=proof.rows,
         )

@@ -1,9 +1,9 @@
 """Train a network from scratch on labeled images, with a checkpoint after each epoch.
 
 The defaults are the official recipe for 120 epochs on ImageNet. --custom-l2 decays the kernel that the branches are
-equivalent to, which leaves a network that quantizes better. The output folder holds the recipe, the last checkpoints,
-and at the end model.safetensors (training form, official keys) and result.json. An interrupted run goes on with the
-same command and --resume; on the CPU the weights are those of an uninterrupted run, bit for bit.
+equivalent to; its authors propose it for networks that will be quantized. The output folder holds the recipe, the last
+checkpoints, and at the end model.safetensors (training form, official keys) and result.json. An interrupted run goes
+on with the same command and --resume; on the CPU the weights are those of an uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations

@@ -43,4 +43,5 @@ def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def load_for_onnxruntime(path: Path) -> bytes:
     """Return the model at `path` in this form, serialized."""
-    return quantize_before_relu(onnx.load(path)).SerializeToString()
+    content: bytes = quantize_before_relu(onnx.load(path)).SerializeToString()
+    return content
