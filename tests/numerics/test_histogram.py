@@ -85,3 +85,12 @@ def test_equals_numpy_and_does_not_depend_on_chunks(seed, batches, signed):
     assert np.abs(np.cumsum(expected) - np.cumsum(whole.counts)).max() <= 1
     assert whole.total == magnitudes.size
     assert whole.amax == pytest.approx(magnitudes.max())
+
+
+def test_counting_in_inference_mode_leaves_counting_outside_possible():
+    module._scratch.cache_clear()
+    inside, outside = Histogram(bins=4), Histogram(bins=4)
+    with torch.inference_mode():
+        inside.update(torch.tensor([1.0, 2.0]))
+    outside.update(torch.tensor([1.0, 2.0]))
+    assert inside.counts.tolist() == outside.counts.tolist() == [0, 0, 1, 1]

@@ -5,6 +5,8 @@ Memory is bounded by the number of bins, whatever the number of batches.
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Lock
 
 import numpy as np
 import torch
@@ -92,19 +94,32 @@ class Histogram:
 
 
 def _count(x: Tensor, width: float, bins: int, *, signed: bool) -> NDArray[np.int64]:
-    steps = torch.empty(min(_CHUNK, x.numel()), dtype=torch.float32)
-    index = torch.empty(steps.shape, dtype=torch.int32)
-    total = np.zeros(bins, dtype=np.int64)
-    for chunk in x.split(_CHUNK):
-        scaled, whole = steps[: len(chunk)], index[: len(chunk)]
-        torch.mul(chunk, 1.0 / width, out=scaled)
-        if signed:
-            scaled.abs_()
-        # Truncation is the floor; the value on the last edge, and rounding of the quotient, land one bin too far.
-        whole.copy_(scaled.clamp_(max=bins - 1))
-        for counts in _workers().map(lambda part: torch.bincount(part, minlength=bins), whole.chunk(_threads())):
-            total += counts.numpy()
-    return total
+    total = np.zeros(bins + 1, dtype=np.int64)
+    with _one_at_a_time:
+        steps, index = _scratch()
+        for chunk in x.split(_CHUNK):
+            scaled, whole = steps[: len(chunk)], index[: len(chunk)]
+            torch.mul(chunk, 1.0 / width, out=scaled)
+            if signed:
+                scaled.abs_()
+            whole.copy_(scaled)  # truncation is the floor
+            for counts in _workers().map(
+                lambda part: torch.bincount(part, minlength=bins + 1), whole.chunk(_threads())
+            ):
+                total += counts.numpy()
+    # The value on the last edge, or one that the quotient's rounding lifts there, belongs to the last bin.
+    total[bins - 1] += total[bins]
+    return total[:bins]
+
+
+_one_at_a_time = Lock()
+
+
+@cache
+def _scratch() -> tuple[Tensor, Tensor]:
+    """Return buffers that all histograms share: new ones would cost as much as the counting, in page faults."""
+    with torch.inference_mode(mode=False):  # else nobody outside inference mode could write to them
+        return torch.empty(_CHUNK, dtype=torch.float32), torch.empty(_CHUNK, dtype=torch.int32)
 
 
 def _threads() -> int:
