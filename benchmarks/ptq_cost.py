@@ -4,64 +4,76 @@
 
 1. The calibration pass against a plain float forward over the same images with the same batch size, alternating.
 2. All range searches over all layers together, on one core.
-3. Peak memory with few and with many calibration images, each in a process of its own.
-4. `onnxruntime.quantization.quantize_static` (min-max, entropy; QDQ, per-channel int8 weights, uint8 activations):
-   seconds, peak memory, accuracy, beside this project's calibrators for the target `onnxruntime`.
+3. Peak memory with few and with many calibration images.
+4. `onnxruntime.quantization.quantize_static` (min-max, entropy; QDQ, int8 weights per channel, uint8 activations) on the
+   model that its `quant_pre_process` prepared: seconds, peak memory, accuracy, beside this project's calibrators for
+   the target `onnxruntime`. ONNX Runtime executes all of them.
 
-The last line on stdout is one line of JSON.
+Each measurement runs in a process of its own. Images are in memory for 1 and decoded on the way for 3 and 4. Seconds in
+4 run from the float model (a module here, an ONNX file there) to the INT8 file. `--quick` shows in a minute or two that
+everything runs; its figures mean little. The last line on stdout is one line of JSON.
 """
 
 import argparse
 import json
-import resource
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from onnxruntime import quantization
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.table import Table
 
 from repquant.bench.environment import environment
+from repquant.cli.options import CalibrationOptions
 from repquant.data.calibration import select
-from repquant.data.datasets import open_split
+from repquant.data.datasets import Split, open_split
 from repquant.data.loading import Loader
 from repquant.data.transforms import EvalTransform
-from repquant.evaluate.compare import fidelity, paired_drop
 from repquant.evaluate.stream import evaluate
 from repquant.export.onnx import INPUT_NAME, export_onnx
 from repquant.models.checkpoints import load_model
+from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
+from repquant.models.zoo import builtin_weights
 from repquant.numerics.ranges import CALIBRATORS
 from repquant.quant.bias_correction import correct_biases
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
-from repquant.quant.target import resolve_target
+from repquant.quant.target import Target, resolve_target
+from repquant.report.rows import measured_row
+from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.onnxruntime import OnnxRuntime
-from repquant.runtimes.pytorch import PyTorchRuntime
 
-ORT_METHODS = {"min-max": "MinMax", "entropy": "Entropy"}
-MEGABYTE = 1e6
+FLOAT = "float"
+ORT_METHODS = {"min-max": quantization.CalibrationMethod.MinMax, "entropy": quantization.CalibrationMethod.Entropy}
+QUICK = {"images": 64, "many_images": 256, "evaluation_images": 256, "repeats": 2}
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.phase:
-        run_phase(arguments)
-        return
-    model, calibration = load_float(arguments), calibration_loader(arguments, arguments.images)
-    batches = [batch.images for batch in calibration]
-    result = {"environment": environment(), "images": arguments.images, "batch_size": arguments.batch_size}
-    result |= measure_pass(model, batches, arguments.repeats)
-    result["searches_one_core_seconds"] = measure_searches(collect_histograms(model, batches))
-    del batches
-    few, many = (in_process(arguments, "collect", images) for images in (arguments.images, arguments.many_images))
-    result["peak_mb"] = {str(arguments.images): few["peak_mb"], str(arguments.many_images): many["peak_mb"]}
+    load = os.getloadavg()[0]
+    result: dict[str, Any] = {"images": arguments.images, "batch_size": arguments.batch_size}
+    result |= alone(measure_time, arguments)
+    result["peak_mb"] = {
+        str(images): alone(measure_memory, arguments, images) for images in (arguments.images, arguments.many_images)
+    }
     with tempfile.TemporaryDirectory() as folder:
         result["quantizers"] = compare_quantizers(arguments, Path(folder))
+    result |= {"load_average_before": round(load, 2), "environment": environment()}
     show(result)
     if arguments.markdown:
         arguments.markdown.write_text(markdown(result), encoding="utf-8")
@@ -72,208 +84,292 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="RepVGG-A0")
     parser.add_argument("--num-classes", type=int, default=10)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, help="checkpoint; 'builtin' for the one that ships")
+    parser.add_argument("--data", required=True, help="folder with train/ and val/; 'builtin' for the set that ships")
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--crop-ratio", type=float, default=1.0)
-    parser.add_argument("--images", type=int, default=512, help="calibration images")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=512, help="calibration images; whole batches")
     parser.add_argument("--many-images", type=int, default=4096, help="for the memory of a long calibration")
     parser.add_argument("--evaluation-images", type=int, default=0, help="of the validation split; 0 for all")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7, help="of the timings under 1 and 2; medians are reported")
+    parser.add_argument("--quick", action="store_true", help=f"run with {QUICK}")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
-    parser.add_argument("--phase", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    if arguments.images % arguments.batch_size:
+        parser.error("--images must be a multiple of --batch-size: quantize_static's entropy needs batches of one size")
+    return arguments
 
 
-def load_float(arguments: argparse.Namespace) -> torch.nn.Module:
-    return reparameterize(load_model(arguments.weights, arguments.arch, arguments.num_classes))
+def alone(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call the function in a fresh process, so that no measurement inherits memory, threads or caches."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *args, **kwargs).result()
 
 
-def calibration_loader(arguments: argparse.Namespace, images: int) -> Loader:
-    source = open_split(arguments.data, "train")
+def peak_mb() -> float:
+    """Return the largest resident set of this process so far.
+
+    Not getrusage's ru_maxrss, which on Linux a process takes over from the one that started it, however large.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (kibibytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(kibibytes) * 1024 / 1e6
+
+
+def float_model(arguments: argparse.Namespace) -> RepVGG:
+    path = builtin_weights() if arguments.weights == "builtin" else Path(arguments.weights)
+    return reparameterize(load_model(path, arguments.arch, arguments.num_classes))
+
+
+def loader(arguments: argparse.Namespace, split: Split, images: int) -> Loader:
+    """Return the batches of the first images of the calibration's draw; of all images where `images` is 0."""
+    source = open_split(arguments.data, split)
     transform = EvalTransform(image_size=arguments.image_size, crop_ratio=arguments.crop_ratio)
-    return Loader(source, transform, arguments.batch_size, indices=select(source, images).indices)
+    chosen = select(source, images).indices if images else None
+    return Loader(source, transform, arguments.batch_size, indices=chosen)
 
 
-@torch.inference_mode()
-def measure_pass(model: torch.nn.Module, batches: list[torch.Tensor], repeats: int) -> dict[str, float]:
-    forward, collect = [], []
-    model(batches[0])
-    collect_histograms(model, batches[:1])
-    for _ in range(repeats):
-        started = perf_counter()
-        for batch in batches:
-            model(batch)
-        forward.append(perf_counter() - started)
-        started = perf_counter()
+def calibration_images(arguments: argparse.Namespace, images: int) -> Iterator[torch.Tensor]:
+    return (batch.images for batch in loader(arguments, "train", images))
+
+
+def ort_target() -> Target:
+    return resolve_target("onnxruntime", fast_int8_dot=int8_support().safe)
+
+
+# 1 and 2: time
+
+
+def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
+    model, batches = float_model(arguments), list(calibration_images(arguments, arguments.images))
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                model(batch)
+
+    def calibrate() -> None:
         collect_histograms(model, batches)
-        collect.append(perf_counter() - started)
+
+    timings = alternate({"forward": forward, "calibration": calibrate}, arguments.repeats)
+    wall, cpu = ({name: statistics.median(clock) for name, clock in clocks.items()} for clocks in timings)
     return {
-        "forward_seconds": statistics.median(forward),
-        "calibration_seconds": statistics.median(collect),
-        "calibration_over_forward": statistics.median(c / f for c, f in zip(collect, forward, strict=True)),
+        "forward_seconds": wall["forward"],
+        "calibration_seconds": wall["calibration"],
+        "calibration_over_forward": wall["calibration"] / wall["forward"],
+        "calibration_over_forward_cpu_time": cpu["calibration"] / cpu["forward"],
+        "searches_one_core_seconds": measure_searches(collect_histograms(model, batches), arguments.repeats),
     }
 
 
-def measure_searches(histograms: dict) -> float:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    target = resolve_target("onnxruntime")
-    started = perf_counter()
+def alternate(
+    functions: Mapping[str, Callable[[], None]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Call the functions in turn, after one round to warm up, and return the wall and CPU seconds of each call."""
+    wall: dict[str, list[float]] = {name: [] for name in functions}
+    cpu: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            started, started_cpu = perf_counter(), process_time()
+            function()
+            if repeat > 0:
+                wall[name].append(perf_counter() - started)
+                cpu[name].append(process_time() - started_cpu)
+    return wall, cpu
+
+
+def measure_searches(histograms: Mapping[str, Any], repeats: int) -> float:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    target = ort_target()
+
+    def search() -> None:
+        for calibrator in CALIBRATORS:
+            activation_ranges(calibrator, histograms, target)
+
+    wall, _ = alternate({"search": search}, repeats)
+    return statistics.median(wall["search"])
+
+
+# 3: memory
+
+
+def measure_memory(arguments: argparse.Namespace, images: int) -> float:
+    """Calibrate, search and quantize with every calibrator, and return the peak memory."""
+    model, target = float_model(arguments), ort_target()
+    histograms = collect_histograms(model, calibration_images(arguments, images))
     for calibrator in CALIBRATORS:
-        activation_ranges(calibrator, histograms, target)
-    seconds = perf_counter() - started
-    torch.set_num_threads(threads)
-    return seconds
+        quantize_model(model, activation_ranges(calibrator, histograms, target), target)
+    return peak_mb()
 
 
-def in_process(arguments: argparse.Namespace, phase: str, images: int, output: Path | None = None) -> dict:
-    """Run a phase in a process of its own and return what it printed last."""
-    command = [sys.executable, __file__, "--phase", phase, "--images", images, "--weights", arguments.weights]
-    for name in ("arch", "num_classes", "data", "image_size", "crop_ratio", "batch_size"):
-        command += [f"--{name.replace('_', '-')}", getattr(arguments, name)]
-    command += ["--output", output] if output else []
-    done = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+# 4: the comparison
 
 
-def run_phase(arguments: argparse.Namespace) -> None:
-    started = perf_counter()
-    if arguments.phase == "collect":
-        model = load_float(arguments)
-        collect_histograms(model, (batch.images for batch in calibration_loader(arguments, arguments.images)))
-    elif arguments.phase.startswith("ort-"):
-        quantize_with_onnxruntime(arguments)
-    else:
-        quantize_with_repquant(arguments)
-    seconds = perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEGABYTE
-    print(json.dumps({"seconds": seconds, "peak_mb": peak}))
-
-
-def quantize_with_repquant(arguments: argparse.Namespace) -> None:
-    """Quantize with the calibrator that the phase names; biases are corrected as `repquant ptq` does by default."""
-    model, target = load_float(arguments), resolve_target("onnxruntime")
-    images = (batch.images for batch in calibration_loader(arguments, arguments.images))
-    histograms = collect_histograms(model, images)
-    calibrator, _, corrected = arguments.phase.partition("+")
-    ranges = activation_ranges(calibrator, histograms, target)
-    if corrected:
-        images = (batch.images for batch in calibration_loader(arguments, min(256, arguments.images)))
-        model = correct_biases(model, quantize_model(model, ranges, target), images)
-    export_onnx(quantize_model(model, ranges, target), arguments.output, arguments.image_size)
-
-
-def quantize_with_onnxruntime(arguments: argparse.Namespace) -> None:
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(calibration_loader(arguments, arguments.images))
-
-        def get_next(self) -> dict | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT_NAME: batch.images.numpy()}
-
-    source = arguments.output.with_suffix(".float.onnx")
-    prepared = arguments.output.with_suffix(".prepared.onnx")
-    export_onnx(load_float(arguments), source, arguments.image_size)
-    quant_pre_process(source, prepared)
-    quantization.quantize_static(
-        prepared,
-        arguments.output,
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        calibrate_method=quantization.CalibrationMethod[ORT_METHODS[arguments.phase.removeprefix("ort-")]],
-    )
-
-
-def compare_quantizers(arguments: argparse.Namespace, folder: Path) -> list[dict]:
-    rows = []
-    phases = [(f"ONNX Runtime {name}", f"ort-{name}") for name in ORT_METHODS]
-    for name in CALIBRATORS:
-        phases += [(f"repquant {name}, biases as they are", name), (f"repquant {name}", f"{name}+corrected")]
-    engines = {"float": PyTorchRuntime(load_float(arguments))}
-    for label, phase in phases:
-        path = folder / f"{phase}.onnx"
+def compare_quantizers(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    alone(export_float, arguments, folder)
+    rows = alone(quantize_with_repquant, arguments, folder)
+    for method in ORT_METHODS:
+        label = f"ONNX Runtime {method}"
         try:
-            rows.append({"quantizer": label} | in_process(arguments, phase, arguments.images, path))
-        except subprocess.CalledProcessError as error:
-            rows.append({"quantizer": label, "failed": f"exit status {error.returncode}"})
-            continue
-        engines[label] = OnnxRuntime(path)
-    source = open_split(arguments.data, "val")
-    transform = EvalTransform(image_size=arguments.image_size, crop_ratio=arguments.crop_ratio)
-    chosen = select(source, arguments.evaluation_images).indices if arguments.evaluation_images else None
-    loader = Loader(source, transform, arguments.batch_size, indices=chosen)
-    evaluation = evaluate(engines, loader, compare=[(name, "float") for name in engines if name != "float"])
-    reference = evaluation.predictions["float"].correct
-    for row in rows:
-        if "failed" in row:
-            continue
-        close = fidelity(evaluation.differences[row["quantizer"], "float"])
-        drop = paired_drop(reference, evaluation.predictions[row["quantizer"]].correct)
-        row |= {"drop": drop.points, "drop_ci95": drop.ci95, "agreement": close.agreement, "kl": close.kl}
+            rows.append(alone(quantize_with_onnxruntime, arguments, folder, label, method))
+        except Exception as error:  # for example, killed for the memory that its entropy calibration takes
+            rows.append({"quantizer": label, "failed": f"{type(error).__name__}: {error}"})
+    accuracy = alone(measure_accuracy, arguments, folder, [row["quantizer"] for row in rows if "failed" not in row])
+    return [row | accuracy.get(row["quantizer"], {}) for row in rows]
+
+
+def model_path(folder: Path, label: str) -> Path:
+    return folder / f"{label.replace(' ', '-')}.onnx"
+
+
+def export_float(arguments: argparse.Namespace, folder: Path) -> None:
+    export_onnx(float_model(arguments), model_path(folder, FLOAT), arguments.image_size)
+
+
+def quantize_with_repquant(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """One pass serves all calibrators; each one's seconds hold the pass, so that they stand for a run with it alone."""
+    model, target = float_model(arguments), ort_target()
+    correction_images = min(CalibrationOptions.bias_correction_images, arguments.images)
+    started = perf_counter()
+    histograms = collect_histograms(model, calibration_images(arguments, arguments.images))
+    pass_seconds = perf_counter() - started
+    rows = []
+    for calibrator in CALIBRATORS:
+        for correct in (False, True):
+            label = f"repquant {calibrator}{'' if correct else ', biases as they are'}"
+            started = perf_counter()
+            ranges = activation_ranges(calibrator, histograms, target)
+            quantized = quantize_model(model, ranges, target)
+            if correct:
+                corrected = correct_biases(model, quantized, calibration_images(arguments, correction_images))
+                quantized = quantize_model(corrected, ranges, target)
+            export_onnx(quantized, model_path(folder, label), arguments.image_size)
+            rows.append({"quantizer": label, "seconds": pass_seconds + perf_counter() - started, "peak_mb": peak_mb()})
     return rows
 
 
-def cost_rows(result: dict) -> list[tuple[str, str, str]]:
-    few, many = result["peak_mb"].values()
-    images = list(result["peak_mb"])
-    return [
-        ("calibration pass / plain forward", f"{result['calibration_over_forward']:.2f}", "at most 1.3"),
-        ("four searches, all layers, one core", f"{result['searches_one_core_seconds']:.2f} s", "at most 3 s"),
-        (f"peak memory, {images[0]} / {images[1]} images", f"{few:.0f} / {many:.0f} MB", "equal"),
-    ]
+def quantize_with_onnxruntime(arguments: argparse.Namespace, folder: Path, label: str, method: str) -> dict[str, Any]:
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = calibration_images(arguments, arguments.images)
 
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT_NAME: batch.numpy()}
 
-def quantizer_rows(result: dict) -> list[tuple[str, ...]]:
-    return [
-        (row["quantizer"], *(["failed"] * 5))
-        if "failed" in row
-        else (
-            row["quantizer"],
-            f"{row['drop']:.2f} [{row['drop_ci95'][0]:.2f}, {row['drop_ci95'][1]:.2f}]",
-            f"{row['agreement']:.2f}",
-            f"{1000 * row['kl']:.2f}",
-            f"{row['seconds']:.1f}",
-            f"{row['peak_mb']:.0f}",
+    prepared, output = model_path(folder, "prepared"), model_path(folder, label)
+    started = perf_counter()
+    with redirect_stdout(sys.stderr):
+        quant_pre_process(model_path(folder, FLOAT), prepared)
+        quantization.quantize_static(
+            prepared,
+            output,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=not int8_support().safe,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=ORT_METHODS[method],
         )
-        for row in result["quantizers"]
-    ]
+    return {"quantizer": label, "seconds": perf_counter() - started, "peak_mb": peak_mb()}
 
+
+def measure_accuracy(arguments: argparse.Namespace, folder: Path, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    engines = {label: OnnxRuntime(model_path(folder, label)) for label in (FLOAT, *labels)}
+    evaluation = evaluate(
+        engines, loader(arguments, "val", arguments.evaluation_images), compare=[(label, FLOAT) for label in labels]
+    )
+    measured = {}
+    for label in labels:
+        engine = engines[label]
+        row = measured_row(evaluation, label, runtime=engine.name, runtime_version=engine.version, float_name=FLOAT)
+        measured[label] = {
+            "top1": row.top1,
+            "drop": row.drop,
+            "drop_ci95": row.drop_ci95,
+            "agreement": row.agreement,
+            "kl": row.kl,
+            "images_per_second": row.images_per_second,
+            "file_bytes": model_path(folder, label).stat().st_size,
+        }
+    return measured
+
+
+# What a person reads
 
 COST_COLUMNS = ("cost", "measured", "target")
-QUANTIZER_COLUMNS = ("quantizer", "drop [95 %]", "agreement %", "KL x 1000", "seconds", "peak MB")
+QUANTIZER_COLUMNS = ("quantizer", "drop [95 %]", "agreement %", "KL x 1000", "seconds", "peak MB", "images/s", "MB")
 
 
-def show(result: dict) -> None:
+def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    ratio, cpu_ratio = result["calibration_over_forward"], result["calibration_over_forward_cpu_time"]
+    few, many = result["peak_mb"].values()
+    return [
+        ("calibration pass / plain forward", f"{ratio:.2f} (CPU time: {cpu_ratio:.2f})", "at most 1.3"),
+        ("four searches, all layers, one core", f"{result['searches_one_core_seconds']:.2f} s", "at most 3 s"),
+        (f"peak memory, {' / '.join(result['peak_mb'])} images", f"{few:.0f} / {many:.0f} MB", "equal"),
+    ]
+
+
+def quantizer_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for row in result["quantizers"]:
+        if "failed" in row:
+            rows.append((row["quantizer"], row["failed"], *[""] * (len(QUANTIZER_COLUMNS) - 2)))
+            continue
+        low, high = row["drop_ci95"]
+        rows.append(
+            (
+                row["quantizer"],
+                f"{row['drop']:.2f} [{low:.2f}, {high:.2f}]",
+                f"{row['agreement']:.2f}",
+                f"{1000 * row['kl']:.2f}",
+                f"{row['seconds']:.1f}",
+                f"{row['peak_mb']:.0f}",
+                f"{row['images_per_second']:.0f}",
+                f"{row['file_bytes'] / 1e6:.2f}",
+            )
+        )
+    return rows
+
+
+def tables(result: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    return [(COST_COLUMNS, cost_rows(result)), (QUANTIZER_COLUMNS, quantizer_rows(result))]
+
+
+def show(result: Mapping[str, Any]) -> None:
     console = Console(width=120)
-    for columns, rows in ((COST_COLUMNS, cost_rows(result)), (QUANTIZER_COLUMNS, quantizer_rows(result))):
+    for columns, rows in tables(result):
         table = Table(*columns)
         for row in rows:
             table.add_row(*row)
         console.print(table)
 
 
-def markdown(result: dict) -> str:
+def markdown(result: Mapping[str, Any]) -> str:
+    machine = result["environment"]
     lines = [
         "# What calibration costs",
         "",
-        f"`python benchmarks/ptq_cost.py`, {result['images']} calibration images.",
+        f"`python benchmarks/ptq_cost.py`, {result['images']} calibration images, batch {result['batch_size']}.",
         "",
     ]
-    for columns, rows in ((COST_COLUMNS, cost_rows(result)), (QUANTIZER_COLUMNS, quantizer_rows(result))):
+    for columns, rows in tables(result):
         lines += [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)] + [""]
-    machine = result["environment"]
-    lines += [f"- {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['cpu_int8_flags'])})"]
-    lines += [f"- {', '.join(f'{name} {version}' for name, version in machine['packages'].items())}", ""]
+    versions = {"repquant": machine["repquant"], "python": machine["python"], **machine["packages"]}
+    lines += [
+        "Seconds run from the float model to the INT8 file, decoding included; one pass serves all of repquant's",
+        "calibrators, and each row holds it. Its peak memory is that of the process so far, top to bottom.",
+        "",
+        f"- {machine['cpu']} ({', '.join(machine['cpu_int8_flags'])}), {machine['cores']} cores, "
+        f"load average {result['load_average_before']} before the start",
+        f"- {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -26,7 +26,14 @@ class Options(TargetOptions, CalibrationOptions, ImageOptions, ModelOptions):
 def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
-    from repquant.cli.inputs import kept_names, load_deploy_network, open_calibration, open_target, output_file
+    from repquant.cli.inputs import (
+        kept_names,
+        load_deploy_network,
+        open_calibration,
+        open_target,
+        output_file,
+        transform,
+    )
     from repquant.export.onnx import export_onnx
     from repquant.numerics.ranges import CALIBRATORS
     from repquant.quant.bias_correction import correct_biases
@@ -39,6 +46,7 @@ def run(options: Options) -> None:
     if options.calibrator and not (options.data or options.calibration_data):
         raise InputError("INT8 needs images to calibrate on; pass --data or --calibration-data")
 
+    transform(options)  # refuses sizes that are none, also where no image is read
     model = load_deploy_network(options)
     if options.calibrator:
         target, kept = open_target(options), kept_names(options)

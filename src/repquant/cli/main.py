@@ -47,11 +47,12 @@ def build_parser() -> ArgumentParser:
         prog="repquant",
         description="Take a RepVGG-family classifier to a verified INT8 model. `repquant VERB --help` says more.",
         version=__version__,
+        allow_abbrev=False,
     )
     verbs = parser.add_subcommands(dest="verb", metavar="VERB", help="what to do:")
     for name, summary in VERBS.items():
         module = importlib.import_module(f"repquant.cli.{name}")
-        verb = ArgumentParser(description=module.__doc__)
+        verb = ArgumentParser(description=module.__doc__, allow_abbrev=False)
         add_options(verb, module.Options)
         verbs.add_subcommand(name, verb, help=summary)
     return parser

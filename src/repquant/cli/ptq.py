@@ -114,7 +114,11 @@ def run(options: Options) -> None:
                 seconds=collect_seconds,
             ),
             notes=tuple(note for note in (cost, target.note) if note),
-            skipped=calibration.ranges.skipped | evaluation.skipped,
+            skipped={
+                f"{role}: {name}": reason
+                for role, loader in (("calibration", calibration.ranges), ("evaluation", evaluation))
+                for name, reason in loader.skipped.items()
+            },
             float_row=proof.float_row,
             results=proof.rows,
         )

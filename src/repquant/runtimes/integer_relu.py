@@ -1,10 +1,10 @@
-"""An equal graph in which ONNX Runtime can run int8 convolutions before a ReLU.
+"""An equal graph in which the CPU runtimes compute symmetric int8 convolutions before a ReLU as they compute others.
 
 ONNX Runtime's CPU provider fuses DequantizeLinear, Conv, QuantizeLinear into an integer convolution. A ReLU between the
 last two is absorbed when the smallest integer stands for zero (uint8 with zero point 0), but not for symmetric int8,
 which TensorRT needs: such a convolution runs in float on dequantized inputs, several times slower and with float
-rounding. Quantizing before the ReLU as well, on the same grid, changes no value: round and clip are monotonic and keep
-zero, so Q(ReLU(x)) = ReLU(Q(x)).
+rounding. OpenVINO runs integers either way, but rounds more activations the other way. Quantizing before the ReLU as
+well, on the same grid, changes no value: round and clip are monotonic and keep zero, so Q(ReLU(x)) = ReLU(Q(x)).
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def load_for_onnxruntime(path: Path) -> bytes:
+def load_equal_graph(path: Path) -> bytes:
     """Return the model at `path` in this form, serialized."""
     content: bytes = quantize_before_relu(onnx.load(path)).SerializeToString()
     return content

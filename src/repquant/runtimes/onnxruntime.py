@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repquant.runtimes.integer_relu import load_for_onnxruntime
+from repquant.runtimes.integer_relu import load_equal_graph
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
 
 _ERRORS_ONLY = 3
@@ -39,7 +39,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
-                load_for_onnxruntime(path), options, providers=["CPUExecutionProvider"]
+                load_equal_graph(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions share no base class of their own
             raise cannot_load(path, "ONNX Runtime", error) from error
