@@ -1,6 +1,8 @@
 """A small checkpoint and a folder of small images, as a user would have them."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,15 @@ from repquant.models.network import build
 def noise(index, size=(40, 36), brightness=0):
     pixels = np.random.default_rng(index).integers(0, 156, (*reversed(size), 3)) + brightness
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A network as small as this is slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +79,17 @@ def headline():
 def small_options():
     """What a small checkpoint and small images ask for, after --weights and --data."""
     return ("--arch", "RepVGG-tiny", "--num-classes", "2", "--image-size", "32", "--crop-ratio", "1.0")
+
+
+@pytest.fixture(scope="session")
+def ptq_run(weights, photographs, small_options, tmp_path_factory):
+    """The call of the contract, on small input, in a process of its own: (output folder, headline, process)."""
+    output = tmp_path_factory.mktemp("ptq") / "run"
+    command = [
+        sys.executable, "-m", "repquant", "ptq", "--weights", weights, "--data", photographs, *small_options,
+        "--calibration-images", "16", "--calibrator", "all", "--target", "tensorrt",
+        "--runtimes", "pytorch,onnxruntime,openvino", "--output", output,
+    ]  # fmt: skip
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return output, json.loads(done.stdout.strip().splitlines()[-1]), done

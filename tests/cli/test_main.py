@@ -23,9 +23,9 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     [
         ((), '"verb" to be one of {demo,convert,ptq'),
         (("quantise",), "invalid choice: 'quantise' (choose from 'demo', 'convert', 'ptq'"),
-        (("--arch", "RepVGG-A0"), "unrecognized arguments: --arch"),
         (("ptq",), "required: ptq.arch, ptq.weights, ptq.data, ptq.target, ptq.output"),
         (("ptq", *REQUIRED, "--calibrater", "max"), "unrecognized arguments: --calibrater max"),
+        (("ptq", *REQUIRED, "--batch", "8"), "unrecognized arguments: --batch 8"),
         (("ptq", *REQUIRED, "surplus"), "unrecognized arguments: surplus"),
         (("ptq", *REQUIRED, "--batch-size", "many"), "batch_size"),
         (("ptq", *REQUIRED, "--batch-size", "1.5"), "batch_size"),
@@ -56,6 +56,12 @@ def test_configuration_that_can_not_be_used(repquant, tmp_path, content, message
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_process_ends_with_the_status():
+    done = subprocess.run([sys.executable, "-m", "repquant", "ptq"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("required: ptq.arch, ptq.weights, ptq.data, ptq.target, ptq.output\n")
 
 
 def test_version(repquant):

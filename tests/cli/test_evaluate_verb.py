@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from repquant.models.checkpoints import load_tensors
+
+
+@pytest.fixture
+def evaluate(repquant, photographs, tmp_path, monkeypatch):
+    """Run `evaluate` on the small photographs: (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    options = ("--data", photographs, "--num-classes", 2, "--image-size", 32, "--crop-ratio", 1.0)
+    return lambda *arguments: repquant("evaluate", *options, *arguments)
+
+
+def test_checkpoint_in_pytorch(evaluate, headline, weights):
+    status, out, err = evaluate("--arch", "RepVGG-tiny", "--weights", weights)
+    assert status == 0, err
+    (result,) = headline(out)["results"]
+    assert (result["runtime"], result["images"], result["top5"]) == ("pytorch", 16, None)
+    low, high = result["top1_ci95"]
+    assert 0 <= low <= result["top1"] <= high <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "the runtime pytorch runs a checkpoint; pass --arch and --weights"),
+        (("--runtimes", "openvino"), "the runtime openvino runs an ONNX file; pass --model"),
+        (("--runtimes", "onnxruntime", "--model", "missing.onnx"), "model file missing.onnx does not exist"),
+        (("--runtimes", "onnxruntime", "--model", "cut.onnx"), "can't load cut.onnx"),
+        (("--runtimes", "openvino", "--model", "cut.onnx"), "can't load cut.onnx"),
+        (("--runtimes", "caffe"), "runtimes: 'caffe' was given; allowed are pytorch, onnxruntime, openvino"),
+        (("--split", "test"), "split 'test' was given; allowed are val and train"),
+    ],
+)
+def test_bad_input(evaluate, tmp_path, arguments, message):
+    (tmp_path / "cut.onnx").write_bytes(b"\x08\x0a cut")
+    status, out, err = evaluate(*arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_labels_that_do_not_fit_the_model(evaluate, weights):
+    status, _, err = evaluate("--arch", "RepVGG-tiny", "--weights", weights, "--num-classes", 1000)
+    assert status == 2
+    assert "pass --arch RepVGG-tiny --num-classes 2" in err
+
+
+def test_logits_that_are_no_numbers_are_an_error_in_a_sentence(evaluate, weights, tmp_path):
+    tensors = load_tensors(weights)
+    tensors["linear.weight"].fill_(3e38)
+    torch.save(tensors, tmp_path / "huge.pth")
+    status, out, err = evaluate("--arch", "RepVGG-tiny", "--weights", "huge.pth")
+    assert (status, out) == (1, "")
+    assert "returned NaN or infinite logits" in err
+    assert "Traceback" not in err

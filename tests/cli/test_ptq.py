@@ -1,0 +1,82 @@
+"""What the options of `ptq` do to the files and to the record."""
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from repquant.report.record import headline as headline_of
+from repquant.report.record import read_record
+
+
+@pytest.fixture
+def ptq(repquant, weights, photographs, small_options, tmp_path):
+    """Run `ptq` on 8 calibration images: (status, stdout, stderr); the output is tmp_path / "run"."""
+
+    def run(*arguments):
+        return repquant(
+            "ptq", "--weights", weights, "--data", photographs, *small_options, "--calibration-images", 8,
+            "--output", tmp_path / "run", *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+def weights_of(path):
+    """Each Conv's and Gemm's weights: (integers or None, their scale or None)."""
+    graph = onnx.load(path).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    producers = {node.output[0]: node for node in graph.node}
+    found = []
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            dequantize = producers.get(node.input[1])
+            found.append((None, None) if dequantize is None else [constants[name] for name in dequantize.input[:2]])
+    return found
+
+
+def test_float_layers_and_one_scale_a_layer_and_seven_bits(ptq, headline, tmp_path):
+    status, out, err = ptq(
+        "--target", "onnxruntime", "--calibrator", "percentile", "--keep-float", "first, last", "--per-tensor-weights",
+        "--vnni", "no", "--runtimes", "all",
+    )  # fmt: skip
+    assert status == 0, err
+    (first, _), *inner, (last, _) = weights_of(tmp_path / "run" / "percentile.onnx")
+    assert first is None
+    assert last is None
+    for integers, scale in inner:
+        assert integers.dtype == np.int8
+        assert np.abs(integers).max() == 63
+        assert scale.size == 1
+    assert "weights are in 7 bits" in err
+    record = read_record(tmp_path / "run" / "result.json")
+    assert "weights are in 7 bits" in record.notes[1]
+    assert headline(out) == headline_of(record)
+    rows = {row.runtime: row for row in record.results}
+    assert rows.keys() == {"pytorch", "onnxruntime", "openvino"}
+    assert rows["onnxruntime"].parity == rows["openvino"].parity == 100
+
+
+def test_default_is_every_layer_with_a_scale_for_each_channel(ptq_run):
+    output, _, _ = ptq_run
+    layers = weights_of(output / "entropy.onnx")
+    assert len(layers) == 1 + 2 + 3 + 4 + 1 + 1  # stem, four stages, head
+    for integers, scale in layers:
+        assert np.abs(integers).max() == 127
+        assert scale.shape == integers.shape[:1]
+
+
+def test_images_without_labels_calibrate_and_compare_but_have_no_accuracy(ptq, photographs, headline, tmp_path):
+    unlabeled = shutil.copytree(photographs / "val" / "dark", tmp_path / "unlabeled" / "val").parent
+    status, out, err = ptq(
+        "--target", "openvino", "--calibrator", "mse", "--runtimes", "pytorch", "--bias-correction-images", 0,
+        "--data", unlabeled, "--calibration-data", photographs / "train" / "bright",
+    )  # fmt: skip
+    assert status == 0, err
+    (row,) = headline(out)["results"]
+    assert headline(out)["float_top1"] is None
+    assert (row["top1"], row["drop"], row["drop_ci95"]) == (None, None, None)
+    assert row["agreement"] >= 80
+    assert row["kl"] < 1e-2
