@@ -5,7 +5,7 @@
 1. The calibration pass against a plain float forward over the same images with the same batch size, alternating.
 2. All range searches over all layers together, on one core.
 3. Peak memory with few and with many calibration images.
-4. `onnxruntime.quantization.quantize_static` (min-max, entropy; QDQ, int8 weights per channel, uint8 activations) on the
+4. `onnxruntime.quantization.quantize_static` (min-max, entropy; QDQ, per-channel int8 weights, uint8 activations) on a
    model that its `quant_pre_process` prepared: seconds, peak memory, accuracy, beside this project's calibrators for
    the target `onnxruntime`. ONNX Runtime executes all of them.
 

@@ -48,7 +48,8 @@ def search_range(
         amax = mse_amax(histogram, scheme)
     else:
         amax = entropy_amax(histogram, magnitude_levels(histogram, scheme))
-    return max(histogram.minimum, -amax), min(histogram.maximum, amax)
+    # Both ends are clipped from both sides: data far from zero may lie beyond the threshold as a whole.
+    return min(max(histogram.minimum, -amax), amax), max(min(histogram.maximum, amax), -amax)
 
 
 def magnitude_levels(histogram: Histogram, scheme: Scheme) -> int:
