@@ -5,9 +5,9 @@
 1. The calibration pass against a plain float forward over the same images with the same batch size, alternating.
 2. All range searches over all layers together, on one core.
 3. Peak memory with few and with many calibration images.
-4. `onnxruntime.quantization.quantize_static` (min-max, entropy; QDQ, per-channel int8 weights, uint8 activations) on a
-   model that its `quant_pre_process` prepared: seconds, peak memory, accuracy, beside this project's calibrators for
-   the target `onnxruntime`. ONNX Runtime executes all of them.
+4. `onnxruntime.quantization.quantize_static` (min-max, entropy; QDQ, int8 weights per channel, uint8 activations)
+   on the model that its `quant_pre_process` prepared: seconds, peak memory, accuracy, beside this project's
+   calibrators for the target `onnxruntime`. ONNX Runtime executes all of them.
 
 Each measurement runs in a process of its own. Images are in memory for 1 and decoded on the way for 3 and 4. Seconds in
 4 run from the float model (a module here, an ONNX file there) to the INT8 file. `--quick` shows in a minute or two that
@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, process_time
@@ -56,7 +57,6 @@ from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.onnxruntime import OnnxRuntime
 
 FLOAT = "float"
-ORT_METHODS = {"min-max": quantization.CalibrationMethod.MinMax, "entropy": quantization.CalibrationMethod.Entropy}
 QUICK = {"images": 64, "many_images": 256, "evaluation_images": 256, "repeats": 2}
 
 P = ParamSpec("P")
@@ -210,12 +210,11 @@ def measure_memory(arguments: argparse.Namespace, images: int) -> float:
 
 def compare_quantizers(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     alone(export_float, arguments, folder)
-    rows = alone(quantize_with_repquant, arguments, folder)
-    for method in ORT_METHODS:
-        label = f"ONNX Runtime {method}"
+    rows: list[dict[str, Any]] = []
+    for label, quantize in QUANTIZERS.items():
         try:
-            rows.append(alone(quantize_with_onnxruntime, arguments, folder, label, method))
-        except Exception as error:  # for example, killed for the memory that its entropy calibration takes
+            rows.append({"quantizer": label} | alone(quantize, arguments, folder, label))
+        except Exception as error:  # for example, killed for the memory that it takes
             rows.append({"quantizer": label, "failed": f"{type(error).__name__}: {error}"})
     accuracy = alone(measure_accuracy, arguments, folder, [row["quantizer"] for row in rows if "failed" not in row])
     return [row | accuracy.get(row["quantizer"], {}) for row in rows]
@@ -229,29 +228,27 @@ def export_float(arguments: argparse.Namespace, folder: Path) -> None:
     export_onnx(float_model(arguments), model_path(folder, FLOAT), arguments.image_size)
 
 
-def quantize_with_repquant(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """One pass serves all calibrators; each one's seconds hold the pass, so that they stand for a run with it alone."""
+def quantize_with_repquant(
+    arguments: argparse.Namespace, folder: Path, label: str, *, calibrator: str, correct_bias: bool
+) -> dict[str, float]:
     model, target = float_model(arguments), ort_target()
-    correction_images = min(CalibrationOptions.bias_correction_images, arguments.images)
     started = perf_counter()
     histograms = collect_histograms(model, calibration_images(arguments, arguments.images))
-    pass_seconds = perf_counter() - started
-    rows = []
-    for calibrator in CALIBRATORS:
-        for correct in (False, True):
-            label = f"repquant {calibrator}{'' if correct else ', biases as they are'}"
-            started = perf_counter()
-            ranges = activation_ranges(calibrator, histograms, target)
-            quantized = quantize_model(model, ranges, target)
-            if correct:
-                corrected = correct_biases(model, quantized, calibration_images(arguments, correction_images))
-                quantized = quantize_model(corrected, ranges, target)
-            export_onnx(quantized, model_path(folder, label), arguments.image_size)
-            rows.append({"quantizer": label, "seconds": pass_seconds + perf_counter() - started, "peak_mb": peak_mb()})
-    return rows
+    ranges = activation_ranges(calibrator, histograms, target)
+    quantized = quantize_model(model, ranges, target)
+    if correct_bias:
+        few = min(CalibrationOptions.bias_correction_images, arguments.images)
+        corrected = correct_biases(model, quantized, calibration_images(arguments, few))
+        quantized = quantize_model(corrected, ranges, target)
+    before_export = perf_counter()
+    export_onnx(quantized, model_path(folder, label), arguments.image_size)
+    ended = perf_counter()
+    return {"seconds": ended - started, "export_seconds": ended - before_export, "peak_mb": peak_mb()}
 
 
-def quantize_with_onnxruntime(arguments: argparse.Namespace, folder: Path, label: str, method: str) -> dict[str, Any]:
+def quantize_with_onnxruntime(
+    arguments: argparse.Namespace, folder: Path, label: str, *, method: quantization.CalibrationMethod
+) -> dict[str, float]:
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:
             self.batches = calibration_images(arguments, arguments.images)
@@ -260,22 +257,32 @@ def quantize_with_onnxruntime(arguments: argparse.Namespace, folder: Path, label
             batch = next(self.batches, None)
             return None if batch is None else {INPUT_NAME: batch.numpy()}
 
-    prepared, output = model_path(folder, "prepared"), model_path(folder, label)
+    prepared = model_path(folder, f"{label} prepared")
     started = perf_counter()
     with redirect_stdout(sys.stderr):
         quant_pre_process(model_path(folder, FLOAT), prepared)
         quantization.quantize_static(
             prepared,
-            output,
+            model_path(folder, label),
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             reduce_range=not int8_support().safe,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            calibrate_method=ORT_METHODS[method],
+            calibrate_method=method,
         )
-    return {"quantizer": label, "seconds": perf_counter() - started, "peak_mb": peak_mb()}
+    return {"seconds": perf_counter() - started, "peak_mb": peak_mb()}
+
+
+Quantizer = Callable[[argparse.Namespace, Path, str], dict[str, float]]
+QUANTIZERS: dict[str, Quantizer] = {
+    "ONNX Runtime min-max": partial(quantize_with_onnxruntime, method=quantization.CalibrationMethod.MinMax),
+    "ONNX Runtime entropy": partial(quantize_with_onnxruntime, method=quantization.CalibrationMethod.Entropy),
+}
+for name in CALIBRATORS:
+    QUANTIZERS[f"repquant {name}, uncorrected"] = partial(quantize_with_repquant, calibrator=name, correct_bias=False)
+    QUANTIZERS[f"repquant {name}"] = partial(quantize_with_repquant, calibrator=name, correct_bias=True)
 
 
 def measure_accuracy(arguments: argparse.Namespace, folder: Path, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -302,7 +309,7 @@ def measure_accuracy(arguments: argparse.Namespace, folder: Path, labels: Sequen
 # What a person reads
 
 COST_COLUMNS = ("cost", "measured", "target")
-QUANTIZER_COLUMNS = ("quantizer", "drop [95 %]", "agreement %", "KL x 1000", "seconds", "peak MB", "images/s", "MB")
+QUANTIZER_COLUMNS = ("quantizer", "drop [95 %]", "agreement %", "KL x 1000", "seconds", "of it export", "peak MB")
 
 
 def cost_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -329,9 +336,8 @@ def quantizer_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 f"{row['agreement']:.2f}",
                 f"{1000 * row['kl']:.2f}",
                 f"{row['seconds']:.1f}",
+                f"{row['export_seconds']:.1f}" if "export_seconds" in row else "-",
                 f"{row['peak_mb']:.0f}",
-                f"{row['images_per_second']:.0f}",
-                f"{row['file_bytes'] / 1e6:.2f}",
             )
         )
     return rows
@@ -362,8 +368,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)] + [""]
     versions = {"repquant": machine["repquant"], "python": machine["python"], **machine["packages"]}
     lines += [
-        "Seconds run from the float model to the INT8 file, decoding included; one pass serves all of repquant's",
-        "calibrators, and each row holds it. Its peak memory is that of the process so far, top to bottom.",
+        "Each row is a process of its own. Seconds run from the float model to the INT8 file and include decoding.",
+        "Uncorrected: without bias correction, which `repquant ptq` does by default.",
         "",
         f"- {machine['cpu']} ({', '.join(machine['cpu_int8_flags'])}), {machine['cores']} cores, "
         f"load average {result['load_average_before']} before the start",

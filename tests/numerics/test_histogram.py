@@ -57,11 +57,35 @@ def test_values_that_are_not_finite(bad):
         Histogram().update(torch.tensor([1.0, bad]))
 
 
-def test_empty_tensor_and_too_few_bins():
+def test_an_empty_tensor():
     with pytest.raises(InputError, match="empty"):
         Histogram().update(torch.zeros(0))
-    with pytest.raises(InputError, match="at least 2"):
-        Histogram(bins=1)
+
+
+@pytest.mark.parametrize("bins", [1, 8192])
+def test_bins_out_of_range(bins):
+    with pytest.raises(InputError, match=f"{bins} bins .* allowed are 2 to 8191"):
+        Histogram(bins=bins)
+
+
+def test_the_most_bins_can_grow_fourfold():
+    histogram = Histogram(bins=8191)
+    histogram.update(torch.tensor([8191.0]))
+    histogram.update(torch.arange(4 * 8191.0 + 1))
+    assert len(histogram.counts) == 4 * 8191
+    assert histogram.counts[[0, 8190, 8191, -1]].tolist() == [1, 2, 1, 2]  # the first value lies on the last edge
+
+
+@pytest.mark.parametrize("amax", [1e-36, 1e-38, 1e-42])
+def test_values_so_small_that_their_reciprocal_overflows(amax):
+    histogram = Histogram()
+    histogram.update(torch.tensor([amax, 0.0, -amax / 2]))
+    assert histogram.total == 3
+    assert histogram.amax == pytest.approx(amax, rel=1e-2)
+    assert histogram.edges[-1] >= histogram.amax
+    histogram.update(torch.tensor([1.0]))
+    assert histogram.total == 4
+    assert histogram.edges[-1] >= 1.0
 
 
 @given(seed=st.integers(0, 2**16), batches=st.integers(1, 4), signed=st.booleans())

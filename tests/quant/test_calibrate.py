@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from repquant.errors import InputError
+from repquant.numerics.affine import fake_quantize, grid_for_range
 from repquant.numerics.ranges import CALIBRATORS
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantization_points
@@ -54,3 +55,16 @@ def test_a_layer_that_only_sees_zeros(calibrator):
     nn.init.constant_(model[0].bias, -1e3)
     histograms = collect_histograms(model, [torch.rand(2, 3, 4, 4)])
     assert activation_ranges(calibrator, histograms, resolve_target("tensorrt"))["2"] == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("value", [3.0, -3.0, 1e-40])
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_a_layer_that_only_sees_one_value(calibrator, target, value):
+    model = nn.Conv2d(3, 2, 1).eval()
+    histograms = collect_histograms(model, [torch.full((2, 3, 4, 4), value)])
+    target = resolve_target(target)
+    ((low, high),) = activation_ranges(calibrator, histograms, target).values()
+    grid = grid_for_range(low, high, target.activation)
+    x = torch.tensor([value])
+    assert fake_quantize(x, grid).item() == pytest.approx(value, rel=1e-2, abs=1e-37)

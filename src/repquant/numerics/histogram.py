@@ -16,6 +16,8 @@ from torch import Tensor
 from repquant.errors import InputError
 
 _CHUNK = 1 << 19  # elements counted at a time: the scratch buffers stay in the cache
+_MAX_BINS = torch.iinfo(torch.int16).max // 4  # indices are int16, and the bins may grow fourfold
+_MIN_WIDTH = torch.finfo(torch.float32).tiny  # the reciprocal of a smaller width overflows
 
 
 class Histogram:
@@ -25,7 +27,7 @@ class Histogram:
     bins of that width; when there would be more than 4 * bins, neighbours are merged in pairs and the width doubles.
 
     Args:
-        bins: number of bins that the first batch is spread over.
+        bins: number of bins that the first batch is spread over, 2 to 8191.
 
     Attributes:
         counts: (B,) int64, occurrences in each bin; the value on the last edge belongs to the last bin.
@@ -34,8 +36,8 @@ class Histogram:
     """
 
     def __init__(self, bins: int = 2048) -> None:
-        if bins < 2:
-            raise InputError(f"a histogram of {bins} bins was asked for; it needs at least 2")
+        if not 2 <= bins <= _MAX_BINS:
+            raise InputError(f"a histogram of {bins} bins was asked for; allowed are 2 to {_MAX_BINS}")
         self.bins = bins
         self.width = 0.0
         self.counts: NDArray[np.int64] = np.zeros(bins, dtype=np.int64)
@@ -81,7 +83,7 @@ class Histogram:
 
     def _make_room(self) -> None:
         if self.width == 0.0:
-            self.width = self.amax / self.bins
+            self.width = max(self.amax / self.bins, _MIN_WIDTH)
             return
         needed = int(np.ceil(self.amax / self.width))
         while needed > 4 * self.bins:
@@ -119,7 +121,7 @@ _one_at_a_time = Lock()
 def _scratch() -> tuple[Tensor, Tensor]:
     """Return buffers that all histograms share: new ones would cost as much as the counting, in page faults."""
     with torch.inference_mode(mode=False):  # else nobody outside inference mode could write to them
-        return torch.empty(_CHUNK, dtype=torch.float32), torch.empty(_CHUNK, dtype=torch.int32)
+        return torch.empty(_CHUNK, dtype=torch.float32), torch.empty(_CHUNK, dtype=torch.int16)
 
 
 def _threads() -> int:
