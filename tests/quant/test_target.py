@@ -37,3 +37,14 @@ def test_per_tensor_weights(name):
 def test_unknown_target():
     with pytest.raises(InputError, match=r"'tflite'.*tensorrt, onnxruntime, openvino"):
         resolve_target("tflite")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_fewer_bits(name):
+    target = resolve_target(name, weight_bits=4, activation_bits=6, fast_int8_dot=False)
+    assert (target.weight.qmin, target.weight.qmax) == (-7, 7)
+    assert target.activation.bits == 6
+    assert "simulated" in target.note
+    assert "VNNI" not in target.note
+    with pytest.raises(InputError, match="2 to 8"):
+        resolve_target(name, weight_bits=9)

@@ -106,7 +106,13 @@ def open_target(options: TargetOptions) -> Target:
     if options.vnni not in ("auto", "yes", "no"):
         raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")
     fast = int8_support().safe if options.vnni == "auto" else options.vnni == "yes"
-    return resolve_target(options.target, per_tensor_weights=options.per_tensor_weights, fast_int8_dot=fast)
+    return resolve_target(
+        options.target,
+        per_tensor_weights=options.per_tensor_weights,
+        fast_int8_dot=fast,
+        weight_bits=options.weight_bits,
+        activation_bits=options.activation_bits,
+    )
 
 
 def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:

@@ -78,6 +78,8 @@ class TargetOptions:
 
     target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino")
     per_tensor_weights: bool = option("one scale for all weights of a layer, for hardware that has nothing else", False)
+    weight_bits: int = option("bits of the weights, 2 to 8; fewer than 8 are stored in int8", 8)
+    activation_bits: int = option("bits of the activations, 2 to 8; fewer than 8 are simulated alone", 8)
     keep_float: str = option("layers that stay in float: first, last, or layer names, with commas", "")
     vnni: str = option("whether the CPU that serves has VNNI: auto (as this one), yes or no", "auto")
 

@@ -3,14 +3,16 @@
 import copy
 import difflib
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import nn
 
 from repquant.errors import InputError
 from repquant.models.blocks import SqueezeExcite
-from repquant.numerics.affine import grid_for_range
-from repquant.quant.fake_quant import quantized_form
+from repquant.numerics.affine import Grid, grid_for_range
+from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLinear
+from repquant.quant.integers import weight_grid
 from repquant.quant.target import Target
 
 Range = tuple[float, float]
@@ -59,7 +61,11 @@ def quantization_points(model: nn.Module, keep_float: Collection[str] = ()) -> d
 
 
 def quantize_model(
-    model: ModuleT, ranges: Mapping[str, Range], target: Target, keep_float: Collection[str] = ()
+    model: ModuleT,
+    ranges: Mapping[str, Range],
+    target: Target,
+    keep_float: Collection[str] = (),
+    weight_grids: Mapping[str, Grid] = MappingProxyType({}),
 ) -> ModuleT:
     """Return a copy of a deploy model in which every quantization point has its fake-quantized form.
 
@@ -68,6 +74,7 @@ def quantize_model(
         ranges: (low, high) of the input of each quantization point.
         target: the schemes.
         keep_float: layers that stay in float, see `resolve_keep_float`.
+        weight_grids: grids of layers whose weights lie on a grid already; the others get the range of their weights.
 
     Raises:
         InputError: a point without a range, or no point at all.
@@ -82,7 +89,10 @@ def quantize_model(
     # Innermost first: the copy of a squeeze-and-excite block then holds its convolutions' quantized forms.
     for name, module in sorted(points.items(), key=lambda item: -item[0].count(".")):
         grid = grid_for_range(*ranges[name], target.activation)
-        container = not isinstance(module, nn.Conv2d | nn.Linear)
-        source = copy.deepcopy(module, memo) if container else module
-        memo[id(module)] = quantized_form(source, grid, target.weight)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weights = weight_grids.get(name) or weight_grid(module.weight, module.bias, grid.scale, target.weight)
+            make = QuantizedConv2d if isinstance(module, nn.Conv2d) else QuantizedLinear
+            memo[id(module)] = make(module, grid, weights)  # type: ignore[arg-type]
+        else:
+            memo[id(module)] = QuantizedInput(copy.deepcopy(module, memo), grid)
     return copy.deepcopy(model, memo).eval()

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repquant.models.blocks import SqueezeExcite
-from repquant.numerics.affine import Grid, Scheme
+from repquant.numerics.affine import Grid
 from repquant.quant.integers import IntegerParameters, quantize_parameters
 
 
@@ -45,7 +44,7 @@ class QuantizedConv2d(nn.Conv2d):
 
     accumulator_scale: Tensor
 
-    def __init__(self, conv: nn.Conv2d, input_grid: Grid, weight_scheme: Scheme) -> None:
+    def __init__(self, conv: nn.Conv2d, input_grid: Grid, weight_grid: Grid) -> None:
         with torch.device("meta"):
             super().__init__(
                 conv.in_channels,
@@ -59,7 +58,7 @@ class QuantizedConv2d(nn.Conv2d):
                 padding_mode=conv.padding_mode,
             )
         self.input = FakeQuantize(input_grid)
-        self.integers = _adopt(self, quantize_parameters(conv.weight, conv.bias, input_grid.scale, weight_scheme))
+        self.integers = _adopt(self, quantize_parameters(conv.weight, conv.bias, input_grid.scale, weight_grid))
         self.register_buffer("accumulator_scale", self.integers.bias_scale.reshape(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,11 +72,11 @@ class QuantizedLinear(nn.Linear):
 
     accumulator_scale: Tensor
 
-    def __init__(self, linear: nn.Linear, input_grid: Grid, weight_scheme: Scheme) -> None:
+    def __init__(self, linear: nn.Linear, input_grid: Grid, weight_grid: Grid) -> None:
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.input = FakeQuantize(input_grid)
-        self.integers = _adopt(self, quantize_parameters(linear.weight, linear.bias, input_grid.scale, weight_scheme))
+        self.integers = _adopt(self, quantize_parameters(linear.weight, linear.bias, input_grid.scale, weight_grid))
         self.register_buffer("accumulator_scale", self.integers.bias_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,16 +100,6 @@ class QuantizedInput(nn.Module):
 
 
 QuantizedLayer = QuantizedConv2d | QuantizedLinear
-
-
-def quantized_form(module: nn.Module, input_grid: Grid, weight_scheme: Scheme) -> nn.Module:
-    """Return the quantized counterpart of a convolution, linear layer, pool or squeeze-and-excite block."""
-    if isinstance(module, nn.Conv2d):
-        return QuantizedConv2d(module, input_grid, weight_scheme)
-    if isinstance(module, nn.Linear):
-        return QuantizedLinear(module, input_grid, weight_scheme)
-    assert isinstance(module, nn.AdaptiveAvgPool2d | SqueezeExcite), type(module)
-    return QuantizedInput(module, input_grid)
 
 
 def _adopt(layer: nn.Conv2d | nn.Linear, integers: IntegerParameters) -> IntegerParameters:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from repquant.errors import InputError
 from repquant.numerics.affine import (
     INT32_MAX,
     Grid,
@@ -41,8 +42,8 @@ class IntegerParameters:
         return None if self.bias is None else self.bias * self.bias_scale
 
 
-def quantize_parameters(weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme: Scheme) -> IntegerParameters:
-    """Return the integers of a layer whose weight range is the largest magnitude (per channel or tensor).
+def weight_grid(weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme: Scheme) -> Grid:
+    """Return the grid whose range is the largest magnitude of the weights (per channel or tensor).
 
     A channel whose weights are so small that its bias would not fit 32 bits gets a larger scale.
 
@@ -60,11 +61,28 @@ def quantize_parameters(weight: Tensor, bias: Tensor | None, input_scale: Tensor
         largest = magnitude if scheme.channel_axis is not None else magnitude.max()
         # float32 rounds near 2^31; half of the range is out of its reach.
         high = torch.maximum(high, largest / (input_scale * (INT32_MAX // 2)) * scheme.qmax)
-    grid = grid_for_range(low, high, scheme)
+    return grid_for_range(low, high, scheme)
+
+
+def quantize_parameters(weight: Tensor, bias: Tensor | None, input_scale: Tensor, grid: Grid) -> IntegerParameters:
+    """Return the integers of a layer.
+
+    Args:
+        weight: (O, ...) float weight.
+        bias: (O,) float bias or None.
+        input_scale: scalar scale of the layer's input.
+        grid: of the weight, see `weight_grid`.
+
+    Raises:
+        InputError: a bias that does not fit 32 bits.
+    """
     bias_scale = input_scale * grid.scale
+    integer_bias = None if bias is None else torch.round(bias.detach().double() / bias_scale.double())
+    if integer_bias is not None and (integer_bias.abs() > INT32_MAX).any():
+        raise InputError("a bias does not fit 32 bits in steps of input scale x weight scale; widen the weight grid")
     return IntegerParameters(
         weight=quantize(weight.detach(), grid).to(torch.int8),
         weight_grid=grid,
-        bias=None if bias is None else torch.round(bias.detach().double() / bias_scale.double()).to(torch.int32),
+        bias=None if integer_bias is None else integer_bias.to(torch.int32),
         bias_scale=bias_scale,
     )

@@ -27,7 +27,14 @@ class Target:
     note: str = ""
 
 
-def resolve_target(name: str, *, per_tensor_weights: bool = False, fast_int8_dot: bool = True) -> Target:
+def resolve_target(
+    name: str,
+    *,
+    per_tensor_weights: bool = False,
+    fast_int8_dot: bool = True,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+) -> Target:
     """Return the schemes for a runtime.
 
     TensorRT runs symmetric int8 alone. On x86 the CPU runtimes take unsigned activations (after a ReLU one more bit of
@@ -38,18 +45,31 @@ def resolve_target(name: str, *, per_tensor_weights: bool = False, fast_int8_dot
         name: one of `TARGETS`.
         per_tensor_weights: one scale for all weights of a layer, for hardware that has nothing else.
         fast_int8_dot: the CPU that will serve the model has VNNI (or another exact int8 dot product).
+        weight_bits: 2 to 8; fewer than 8 are stored in int8, which every runtime can execute.
+        activation_bits: 2 to 8; fewer than 8 can be simulated alone.
 
     Raises:
-        InputError: an unknown target.
+        InputError: an unknown target, or bits out of range.
     """
     if name not in TARGETS:
         raise InputError(f"unknown target {name!r}; allowed are {', '.join(TARGETS)}")
     axis = None if per_tensor_weights else 0
+    notes = []
+    if activation_bits < 8:
+        notes.append(f"activations of {activation_bits} bits are simulated: no runtime here executes them")
     if name == "tensorrt":
-        return Target(name="tensorrt", activation=Scheme(), weight=Scheme(narrow=True, channel_axis=axis))
+        return Target(
+            name="tensorrt",
+            activation=Scheme(bits=activation_bits),
+            weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis),
+            note="; ".join(notes),
+        )
+    if weight_bits == 8 and not fast_int8_dot:
+        weight_bits = 7
+        notes.append("weights are in 7 bits: this CPU has no VNNI, and 8 bits would saturate")
     return Target(
         name="openvino" if name == "openvino" else "onnxruntime",
-        activation=Scheme(signed=False, symmetric=False),
-        weight=Scheme(bits=8 if fast_int8_dot else 7, narrow=True, channel_axis=axis),
-        note="" if fast_int8_dot else "weights are in 7 bits: this CPU has no VNNI, and 8 bits would saturate",
+        activation=Scheme(bits=activation_bits, signed=False, symmetric=False),
+        weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis),
+        note="; ".join(notes),
     )
