@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from repquant.bench.environment import environment
-from repquant.cli.options import CalibrationOptions
+from repquant.cli.options import MethodOptions
 from repquant.data.calibration import select
 from repquant.data.datasets import Split, open_split
 from repquant.data.loading import Loader
@@ -237,7 +237,7 @@ def quantize_with_repquant(
     ranges = activation_ranges(calibrator, histograms, target)
     quantized = quantize_model(model, ranges, target)
     if correct_bias:
-        few = min(CalibrationOptions.bias_correction_images, arguments.images)
+        few = min(MethodOptions.rounding_images, arguments.images)
         corrected = correct_biases(model, quantized, calibration_images(arguments, few))
         quantized = quantize_model(corrected, ranges, target)
     before_export = perf_counter()

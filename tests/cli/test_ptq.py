@@ -71,7 +71,7 @@ def test_default_is_every_layer_with_a_scale_for_each_channel(ptq_run):
 def test_images_without_labels_calibrate_and_compare_but_have_no_accuracy(ptq, photographs, headline, tmp_path):
     unlabeled = shutil.copytree(photographs / "val" / "dark", tmp_path / "unlabeled" / "val").parent
     status, out, err = ptq(
-        "--target", "openvino", "--calibrator", "mse", "--runtimes", "pytorch", "--bias-correction-images", 0,
+        "--target", "openvino", "--calibrator", "mse", "--runtimes", "pytorch", "--rounding-images", 0,
         "--data", unlabeled, "--calibration-data", photographs / "train" / "bright",
     )  # fmt: skip
     assert status == 0, err

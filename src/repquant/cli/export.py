@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from repquant.cli.console import finish, progress, say, show_configuration
-from repquant.cli.options import CalibrationOptions, ImageOptions, ModelOptions, TargetOptions, option
+from repquant.cli.console import finish, say, show_configuration
+from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, ModelOptions, TargetOptions, option
 from repquant.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TargetOptions, CalibrationOptions, ImageOptions, ModelOptions):
+class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, ModelOptions):
     """Options of `repquant export`."""
 
     output: str = option("file to write, .onnx")
@@ -30,15 +30,15 @@ def run(options: Options) -> None:
         kept_names,
         load_deploy_network,
         open_calibration,
+        open_method,
         open_target,
         output_file,
         transform,
     )
+    from repquant.cli.quantizing import calibrate, quantize
     from repquant.export.onnx import export_onnx
     from repquant.numerics.ranges import CALIBRATORS
-    from repquant.quant.bias_correction import correct_biases
-    from repquant.quant.calibrate import activation_ranges, collect_histograms
-    from repquant.quant.convert import quantize_model
+    from repquant.quant.calibrate import activation_ranges
 
     output = output_file(options.output, options.overwrite, (".onnx",))
     if options.calibrator and options.calibrator not in CALIBRATORS:
@@ -49,19 +49,12 @@ def run(options: Options) -> None:
     transform(options)  # refuses sizes that are none, also where no image is read
     model = load_deploy_network(options)
     if options.calibrator:
-        target, kept = open_target(options), kept_names(options)
+        target, method, kept = open_target(options), open_method(options), kept_names(options)
         if target.note:
             say(target.note)
-        calibration = open_calibration(options, options, options.data)
-        with progress("calibrate", calibration.ranges.images) as advance:
-            images = (batch.images for batch in calibration.ranges)
-            histograms = collect_histograms(model, images, kept, on_batch=advance)
-        ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
-        if calibration.biases is not None:
-            quantized = quantize_model(model, ranges, target, kept)
-            with progress("correct biases", calibration.biases.images) as advance:
-                images = (batch.images for batch in calibration.biases)
-                model = correct_biases(model, quantized, images, on_batch=advance)
-        model = quantize_model(model, ranges, target, kept)
+        calibration = open_calibration(options, options, options.data, options.rounding_images)
+        calibrated = calibrate(model, method, target, calibration, kept)
+        ranges = activation_ranges(options.calibrator, calibrated.histograms, target, percentile=options.percentile)
+        model = quantize(calibrated.model, ranges, target, method, calibration, kept)
     size = export_onnx(model, output, options.image_size)
     finish({"output": options.output, "calibrator": options.calibrator or None, "file_bytes": size})

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repquant.cli.options import CalibrationOptions, DataOptions, ImageOptions, ModelOptions, TargetOptions
+from repquant.cli.options import (
+    CalibrationOptions,
+    DataOptions,
+    ImageOptions,
+    MethodOptions,
+    ModelOptions,
+    TargetOptions,
+)
 from repquant.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
     from repquant.data.loading import Loader
     from repquant.data.transforms import EvalTransform
     from repquant.models.network import RepVGG
+    from repquant.quant.ptq import PtqMethod
     from repquant.quant.target import Target
 
 
@@ -70,23 +78,25 @@ def open_loader(options: DataOptions, split: Split, num_classes: int) -> Loader:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The batches that ranges are read from, the fewer ones that correct biases (None: no correction), and a record."""
+    """The batches that ranges are read from, those of them that weights are rounded for, and a record of the choice."""
 
     ranges: Loader
-    biases: Loader | None
+    rounding: Loader | None
     subset: CalibrationSubset
 
 
-def open_calibration(options: CalibrationOptions, images: ImageOptions, default_data: str) -> Calibration:
-    """Open the calibration images; those for biases are the first of those for ranges, and as well stratified."""
+def open_calibration(
+    options: CalibrationOptions, images: ImageOptions, default_data: str, rounding_images: int
+) -> Calibration:
+    """Open the calibration images; those for rounding are the first of those for ranges, and as well stratified."""
     from repquant.data.calibration import select
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
 
     if not 0 < options.percentile <= 100:
         raise InputError(f"percentile {options.percentile} was given; allowed are values above 0 and up to 100")
-    if options.bias_correction_images < 0:
-        raise InputError(f"--bias-correction-images {options.bias_correction_images} is negative; 0 turns it off")
+    if rounding_images < 0:
+        raise InputError(f"--rounding-images {rounding_images} is negative; 0 rounds to the nearest")
     source = open_split(options.calibration_data or default_data, "train")
     subset = select(source, options.calibration_images, options.seed)
 
@@ -94,8 +104,18 @@ def open_calibration(options: CalibrationOptions, images: ImageOptions, default_
         chosen = subset.indices[:count]
         return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
 
-    few = options.bias_correction_images
-    return Calibration(loader(options.calibration_images), loader(few) if few else None, subset)
+    return Calibration(loader(options.calibration_images), loader(rounding_images) if rounding_images else None, subset)
+
+
+def open_method(options: MethodOptions) -> PtqMethod:
+    """Return what is done beside finding ranges.
+
+    Raises:
+        InputError: a name that is not known.
+    """
+    from repquant.quant.ptq import PtqMethod
+
+    return PtqMethod(equalization=options.equalization, identity=options.identity, rounding=options.rounding)  # type: ignore[arg-type]  # it checks them
 
 
 def open_target(options: TargetOptions) -> Target:

@@ -15,6 +15,7 @@ VERBS = {
     "demo": "the whole path on data and weights that ship with the package",
     "convert": "re-parameterize a checkpoint: branches in, one convolution a block out",
     "ptq": "quantize after training, export, and measure on the runtimes",
+    "analyze": "where quantization loses, layer by layer, and what to do about it",
     "export": "write an ONNX file, float or INT8, without measuring it",
     "evaluate": "top-1, top-5 and throughput of a model on any runtime",
     "train": "train a network with its branches",

@@ -66,10 +66,25 @@ class CalibrationOptions:
     calibration_data: str = option("folder of images to calibrate on, unlabelled or not; default: train/", "")
     calibration_images: int = option("number of images to calibrate on", 512)
     percentile: float = option("percentage of magnitudes that the percentile calibrator keeps", 99.99)
-    bias_correction_images: int = option(
-        "calibration images that give quantized layers their float means back; 0 leaves the biases alone", 256
-    )
     seed: int = option("seed of the choice of calibration images", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What is done beside finding ranges."""
+
+    equalization: str = option(
+        "scale channels before rounding: noise (by a model of the noise), ranges or none", "noise"
+    )
+    identity: str = option(
+        "where identity branches go: fused (in the kernel), or a shortcut: residual, depthwise or coarse-fine", "fused"
+    )
+    rounding: str = option(
+        "feedback (weights for the inputs that they meet) or nearest (and biases corrected)", "feedback"
+    )
+    rounding_images: int = option(
+        "calibration images that rounding looks at; 0 rounds to the nearest and leaves the biases alone", 256
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

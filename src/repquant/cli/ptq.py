@@ -1,8 +1,10 @@
 """Quantize a trained network to INT8, export it, and measure it on the runtimes that will serve it.
 
-The weights are re-parameterized first if the checkpoint has branches. One pass over the calibration images serves all
-calibrators; a second one, for each of them, gives quantized layers the means that they have in float. The output folder
-holds one ONNX file for each calibrator, the float one, and result.json.
+The weights are re-parameterized first if the checkpoint has branches, and the channels scaled so that rounding loses
+less. One pass over the calibration images serves all calibrators; for each of them the weights are then rounded with
+error feedback. The output folder holds one ONNX file for each calibrator, the float one, and result.json.
+
+The method of other tools is --equalization none --rounding nearest --rounding-images 0.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from repquant.cli.console import finish, progress, say, show, show_configuration
+from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
     FolderOptions,
+    MethodOptions,
     ModelOptions,
     TargetOptions,
     option,
@@ -24,7 +27,7 @@ from repquant.cli.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
+class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, ModelOptions):
     """Options of `repquant ptq`."""
 
     calibrator: str = option("max, percentile, mse, entropy, several with commas, or all", "all")
@@ -47,14 +50,14 @@ def run(options: Options) -> None:
         load_deploy_network,
         open_calibration,
         open_loader,
+        open_method,
         open_target,
         weights_path,
     )
     from repquant.cli.proof import prove
+    from repquant.cli.quantizing import calibrate, quantize
     from repquant.numerics.ranges import CALIBRATORS
-    from repquant.quant.bias_correction import correct_biases
-    from repquant.quant.calibrate import activation_ranges, collect_histograms
-    from repquant.quant.convert import quantize_model
+    from repquant.quant.calibrate import activation_ranges
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import COMPARISON, screen_table
     from repquant.runtimes.available import ENGINES, require
@@ -63,40 +66,30 @@ def run(options: Options) -> None:
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
     for name in runtimes:
         require(name)
-    target = open_target(options)
+    target, method = open_target(options), open_method(options)
     output = Path(options.output)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         model = load_deploy_network(options)
         evaluation = open_loader(options, "val", options.num_classes)
-        calibration = open_calibration(options, options, options.data)
+        calibration = open_calibration(options, options, options.data, options.rounding_images)
         kept = kept_names(options)
 
-        started = perf_counter()
-        with progress("calibrate", calibration.ranges.images) as advance:
-            images = (batch.images for batch in calibration.ranges)
-            histograms = collect_histograms(model, images, kept, on_batch=advance)
-        collect_seconds = perf_counter() - started
-
+        calibrated = calibrate(model, method, target, calibration, kept)
         quantized: dict[str, torch.nn.Module] = {}
         search_seconds = {}
-        correction_seconds = 0.0
+        started = perf_counter()
         for calibrator in calibrators:
-            started = perf_counter()
-            ranges = activation_ranges(calibrator, histograms, target, percentile=options.percentile)
-            search_seconds[calibrator] = perf_counter() - started
-            quantized[calibrator] = quantize_model(model, ranges, target, kept)
-            if calibration.biases is not None:
-                started = perf_counter()
-                with progress(f"correct biases, {calibrator}", calibration.biases.images) as advance:
-                    images = (batch.images for batch in calibration.biases)
-                    corrected = correct_biases(model, quantized[calibrator], images, on_batch=advance)
-                quantized[calibrator] = quantize_model(corrected, ranges, target, kept)
-                correction_seconds += perf_counter() - started
+            search_started = perf_counter()
+            ranges = activation_ranges(calibrator, calibrated.histograms, target, percentile=options.percentile)
+            search_seconds[calibrator] = perf_counter() - search_started
+            quantized[calibrator] = quantize(calibrated.model, ranges, target, method, calibration, kept, calibrator)
+        rounding_seconds = (perf_counter() - started - sum(search_seconds.values())) / len(calibrators)
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
         cost = (
-            f"calibration: one pass over {calibration.ranges.images} images {collect_seconds:.1f} s; "
-            f"searches: {searches}; bias correction: {correction_seconds / len(calibrators):.1f} s a calibrator"
+            f"equalization {method.equalization}: {calibrated.prepare_seconds:.1f} s; calibration: one pass over "
+            f"{calibration.ranges.images} images {calibrated.collect_seconds:.1f} s; searches: {searches}; "
+            f"rounding {method.rounding}: {rounding_seconds:.1f} s a calibrator"
         )
         say(cost)
 
@@ -111,7 +104,7 @@ def run(options: Options) -> None:
                 images=options.calibration_images,
                 seed=options.seed,
                 sha256=calibration.subset.sha256,
-                seconds=collect_seconds,
+                seconds=calibrated.collect_seconds,
             ),
             notes=tuple(note for note in (cost, target.note) if note),
             skipped={

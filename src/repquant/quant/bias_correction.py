@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear
+from repquant.quant.convert import layer_pairs
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -37,11 +37,7 @@ def correct_biases(
         batches: images (N, 3, H, W) each.
         on_batch: called with the number of images after each batch.
     """
-    layers = {
-        name: (float_layer, layer)
-        for (name, float_layer), (_, layer) in zip(_layers(model), _layers(quantized), strict=True)
-        if isinstance(layer, QuantizedConv2d | QuantizedLinear) and layer.bias is not None
-    }
+    layers = {name: pair for name, pair in layer_pairs(model, quantized).items() if pair[1].bias is not None}
     float_means: dict[str, Tensor] = {}
     shifts = {name: torch.zeros(len(layer.weight), dtype=torch.float64) for name, (_, layer) in layers.items()}
     images = 0
@@ -60,11 +56,6 @@ def correct_biases(
         assert isinstance(bias, Tensor)
         bias += (shift / max(images, 1)).to(bias.dtype)
     return corrected
-
-
-def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Convolutions and linear layers in the order of registration, which quantization keeps."""
-    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]

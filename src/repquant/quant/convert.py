@@ -9,14 +9,31 @@ from typing import Any, TypeVar
 from torch import nn
 
 from repquant.errors import InputError
-from repquant.models.blocks import SqueezeExcite
+from repquant.models.blocks import Residual, SqueezeExcite, Term
 from repquant.numerics.affine import Grid, grid_for_range
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLinear
+from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
 from repquant.quant.integers import weight_grid
 from repquant.quant.target import Target
 
 Range = tuple[float, float]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def layer_pairs(model: nn.Module, quantized: nn.Module) -> dict[str, tuple[Layer, QuantizedLayer]]:
+    """Return the layers that are quantized, by their name in the float model, in float and in integers."""
+
+    def layers(module: nn.Module) -> list[tuple[str, Layer]]:
+        """In the order of registration, which quantization keeps; names change inside wrapped blocks."""
+        return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, Layer)]
+
+    return {
+        name: (layer, counterpart)
+        for (name, layer), (_, counterpart) in zip(layers(model), layers(quantized), strict=True)
+        if isinstance(counterpart, QuantizedConv2d | QuantizedLinear)
+    }
 
 
 def layer_names(model: nn.Module) -> tuple[str, ...]:
@@ -47,7 +64,8 @@ def quantization_points(model: nn.Module, keep_float: Collection[str] = ()) -> d
     """Return the modules whose input is quantized, by name.
 
     They are the convolutions and linear layers outside `keep_float`, the average pools (so that the layer before one
-    can end in integers too) and the squeeze-and-excite blocks, whose input has two consumers and is quantized once.
+    can end in integers too), the squeeze-and-excite blocks, whose input has two consumers and is quantized once, and
+    the summands of blocks with a shortcut.
     """
     kept = resolve_keep_float(model, keep_float)
     points: dict[str, nn.Module] = {}
@@ -55,7 +73,8 @@ def quantization_points(model: nn.Module, keep_float: Collection[str] = ()) -> d
     for name, module in model.named_modules():
         is_layer = isinstance(module, nn.Conv2d | nn.Linear) and name not in kept
         is_pool = isinstance(module, nn.AdaptiveAvgPool2d) and id(module) not in inner_pools
-        if is_layer or is_pool or isinstance(module, SqueezeExcite):
+        is_summand = isinstance(module, Residual | Term) and f"{name.rpartition('.')[0]}.conv" not in kept
+        if is_layer or is_pool or is_summand or isinstance(module, SqueezeExcite):
             points[name] = module
     return points
 
@@ -88,6 +107,8 @@ def quantize_model(
     memo: dict[int, Any] = {}
     # Innermost first: the copy of a squeeze-and-excite block then holds its convolutions' quantized forms.
     for name, module in sorted(points.items(), key=lambda item: -item[0].count(".")):
+        if isinstance(module, Term) and not target.quantizes_terms:
+            continue
         grid = grid_for_range(*ranges[name], target.activation)
         if isinstance(module, nn.Conv2d | nn.Linear):
             weights = weight_grids.get(name) or weight_grid(module.weight, module.bias, grid.scale, target.weight)

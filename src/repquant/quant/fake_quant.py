@@ -43,6 +43,7 @@ class QuantizedConv2d(nn.Conv2d):
     """A convolution of integers; `weight` and `bias` hold those of `integers` as float32."""
 
     accumulator_scale: Tensor
+    integers: IntegerParameters
 
     def __init__(self, conv: nn.Conv2d, input_grid: Grid, weight_grid: Grid) -> None:
         with torch.device("meta"):
@@ -58,8 +59,7 @@ class QuantizedConv2d(nn.Conv2d):
                 padding_mode=conv.padding_mode,
             )
         self.input = FakeQuantize(input_grid)
-        self.integers = _adopt(self, quantize_parameters(conv.weight, conv.bias, input_grid.scale, weight_grid))
-        self.register_buffer("accumulator_scale", self.integers.bias_scale.reshape(-1, 1, 1))
+        adopt(self, quantize_parameters(conv.weight, conv.bias, input_grid.scale, weight_grid))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I, H, W) to (N, O, H', W')."""
@@ -71,13 +71,13 @@ class QuantizedLinear(nn.Linear):
     """A linear layer of integers; `weight` and `bias` hold those of `integers` as float32."""
 
     accumulator_scale: Tensor
+    integers: IntegerParameters
 
     def __init__(self, linear: nn.Linear, input_grid: Grid, weight_grid: Grid) -> None:
         with torch.device("meta"):
             super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.input = FakeQuantize(input_grid)
-        self.integers = _adopt(self, quantize_parameters(linear.weight, linear.bias, input_grid.scale, weight_grid))
-        self.register_buffer("accumulator_scale", self.integers.bias_scale)
+        adopt(self, quantize_parameters(linear.weight, linear.bias, input_grid.scale, weight_grid))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I) to (N, O)."""
@@ -102,8 +102,11 @@ class QuantizedInput(nn.Module):
 QuantizedLayer = QuantizedConv2d | QuantizedLinear
 
 
-def _adopt(layer: nn.Conv2d | nn.Linear, integers: IntegerParameters) -> IntegerParameters:
+def adopt(layer: QuantizedLayer, integers: IntegerParameters) -> None:
+    """Make `layer` compute with other integers."""
+    layer.integers = integers
     layer.weight = nn.Parameter(integers.weight.float(), requires_grad=False)
     if integers.bias is not None:
         layer.bias = nn.Parameter(integers.bias.float(), requires_grad=False)
-    return integers
+    per_channel = (-1, 1, 1) if isinstance(layer, QuantizedConv2d) else (-1,)
+    layer.register_buffer("accumulator_scale", integers.bias_scale.reshape(per_channel))

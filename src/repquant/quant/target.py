@@ -18,12 +18,15 @@ class Target:
         name: the runtime.
         activation: scheme of every activation, one scale per tensor.
         weight: scheme of every weight; its channel axis is the output channel, or None per tensor.
+        quantizes_terms: the summands of an addition are integers; otherwise the convolution that ends in an addition
+            keeps its sum in 32 bits, and only the input that is added to it is an integer.
         note: what the user should know about the choice, or "".
     """
 
     name: TargetName
     activation: Scheme
     weight: Scheme
+    quantizes_terms: bool = False
     note: str = ""
 
 
@@ -71,5 +74,6 @@ def resolve_target(
         name="openvino" if name == "openvino" else "onnxruntime",
         activation=Scheme(bits=activation_bits, signed=False, symmetric=False),
         weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis),
+        quantizes_terms=name == "onnxruntime",
         note="; ".join(notes),
     )

@@ -1,0 +1,145 @@
+"""Find out where quantization loses, layer by layer, and what to do about it.
+
+The network is quantized as `ptq` does it, but by default without scaled channels and with weights rounded to the
+nearest: so the analysis shows what there is to gain. Each layer then runs quantized alone, and in float alone, on
+images of the calibration split that the ranges did not come from; no labels are needed. The output folder holds
+analysis.json, analysis.md and figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from repquant.cli.console import finish, progress, say, show, show_configuration
+from repquant.cli.options import (
+    CalibrationOptions,
+    DataOptions,
+    FolderOptions,
+    MethodOptions,
+    ModelOptions,
+    TargetOptions,
+    option,
+)
+from repquant.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, ModelOptions):
+    """Options of `repquant analyze`."""
+
+    calibrator: str = option("max, percentile, mse or entropy", "mse")
+    equalization: str = option("scale channels before rounding: none, noise or ranges", "none")
+    rounding: str = option("nearest (and biases corrected) or feedback", "nearest")
+    analysis_images: int = option("images of the calibration split, other ones where it has enough, to compare on", 256)
+
+
+def run(options: Options) -> None:
+    """Run the verb."""
+    config = show_configuration("analyze", options)
+    from repquant.atomic import new_folder
+    from repquant.bench.environment import environment
+    from repquant.cli.inputs import (
+        file_sha256,
+        kept_names,
+        load_deploy_network,
+        open_calibration,
+        open_method,
+        open_target,
+        transform,
+        weights_path,
+    )
+    from repquant.cli.quantizing import calibrate, quantize
+    from repquant.data.calibration import select
+    from repquant.data.datasets import open_split
+    from repquant.data.loading import Loader
+    from repquant.numerics.ranges import CALIBRATORS
+    from repquant.quant.calibrate import activation_ranges
+    from repquant.quant.sensitivity import measure_sensitivity
+    from repquant.report.analysis import (
+        Analysis,
+        advice,
+        headline,
+        layer_table,
+        markdown_page,
+        remarks,
+        whole_table,
+        write_analysis,
+    )
+    from repquant.report.figures import CAPTIONS, write_figures
+    from repquant.report.record import CalibrationRecord
+
+    if options.calibrator not in CALIBRATORS:
+        raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
+    target, method, kept = open_target(options), open_method(options), kept_names(options)
+    output = Path(options.output)
+
+    with new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
+        model = load_deploy_network(options)
+        source = open_split(options.calibration_data or options.data, "train")
+        calibration = open_calibration(options, options, options.data, options.rounding_images)
+        wanted = images_to_draw(len(source), options.calibration_images, options.analysis_images)
+        shared = options.calibration_images + options.analysis_images - wanted
+        chosen = select(source, wanted, options.seed).indices[-options.analysis_images :]
+        analysis_loader = Loader(
+            source, transform(options), options.batch_size, options.workers, options.skip_unreadable, chosen
+        )
+
+        calibrated = calibrate(model, method, target, calibration, kept)
+        ranges = activation_ranges(options.calibrator, calibrated.histograms, target, percentile=options.percentile)
+        quantized = quantize(calibrated.model, ranges, target, method, calibration, kept)
+
+        started = perf_counter()
+        with progress("analyze layers", analysis_loader.images) as advance:
+            images = (batch.images for batch in analysis_loader)
+            sensitivity = measure_sensitivity(calibrated.model, quantized, images, on_batch=advance)
+        analysis = Analysis(
+            output=options.output,
+            config=config,
+            inputs={"weights": file_sha256(weights_path(options))},
+            environment=environment(),
+            calibration=CalibrationRecord(
+                images=options.calibration_images,
+                seed=options.seed,
+                sha256=calibration.subset.sha256,
+                seconds=calibrated.collect_seconds,
+            ),
+            seconds=perf_counter() - started,
+            sensitivity=sensitivity,
+            advice=advice(sensitivity),
+            notes=(
+                *remarks(sensitivity),
+                *([target.note] if target.note else []),
+                *([f"{shared} of the images analyzed were calibrated on: the split has no others"] if shared else []),
+            ),
+            skipped={
+                f"{role}: {name}": reason
+                for role, loader in (("calibration", calibration.ranges), ("analysis", analysis_loader))
+                for name, reason in loader.skipped.items()
+            },
+        )
+        figures = [(f"{name}.svg", CAPTIONS[name]) for name in write_figures(sensitivity, folder)]
+        (folder / "analysis.md").write_text(markdown_page(analysis, figures), encoding="utf-8")
+        write_analysis(analysis, folder / "analysis.json")
+    show(layer_table(analysis))
+    show(whole_table(analysis))
+    for note in analysis.notes:
+        say(note)
+    if analysis.skipped:
+        say(f"{len(analysis.skipped)} unreadable images were left out; analysis.json names them")
+    print(f"\n{analysis.advice}")
+    finish(headline(analysis))
+
+
+def images_to_draw(available: int, calibration: int, analysis: int) -> int:
+    """Return how many images to draw so that the last `analysis` of them are other ones than the first `calibration`.
+
+    Where there are not enough, it is all of them, and the two groups overlap.
+
+    Raises:
+        InputError: `analysis` is below 1 or above the number of images.
+    """
+    if not 1 <= analysis <= available:
+        raise InputError(f"--analysis-images {analysis} was given; allowed are 1 to {available}, the images there are")
+    return min(calibration + analysis, available)

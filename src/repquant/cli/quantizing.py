@@ -1,0 +1,67 @@
+"""The steps of post-training quantization with progress shown and time taken."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from repquant.cli.console import progress, say
+
+if TYPE_CHECKING:
+    from repquant.cli.inputs import Calibration
+    from repquant.models.network import RepVGG
+    from repquant.numerics.histogram import Histogram
+    from repquant.quant.convert import Range
+    from repquant.quant.ptq import PtqMethod
+    from repquant.quant.target import Target
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A prepared float model, the histograms of its activations, and the seconds that the two took."""
+
+    model: RepVGG
+    histograms: Mapping[str, Histogram]
+    prepare_seconds: float
+    collect_seconds: float
+
+
+def calibrate(
+    model: RepVGG, method: PtqMethod, target: Target, calibration: Calibration, kept: Collection[str]
+) -> Calibrated:
+    """Prepare the model for its target and collect the histograms that every calibrator reads."""
+    from repquant.models.shortcut import count_identities
+    from repquant.quant.calibrate import collect_histograms
+    from repquant.quant.ptq import prepare
+
+    if method.identity != "fused" and count_identities(model) == 0:
+        say("no block has an identity branch: there is nothing to set apart")
+    started = perf_counter()
+    with progress("equalize", calibration.ranges.images) as advance:
+        model = prepare(model, method, target, (batch.images for batch in calibration.ranges), advance)
+    prepared = perf_counter()
+    with progress("calibrate", calibration.ranges.images) as advance:
+        images = (batch.images for batch in calibration.ranges)
+        histograms = collect_histograms(model, images, kept, on_batch=advance)
+    return Calibrated(model, histograms, prepared - started, perf_counter() - prepared)
+
+
+def quantize(
+    model: RepVGG,
+    ranges: Mapping[str, Range],
+    target: Target,
+    method: PtqMethod,
+    calibration: Calibration,
+    kept: Collection[str],
+    name: str = "",
+) -> RepVGG:
+    """Round a prepared model; `name` tells one calibrator from another on the screen."""
+    from repquant.quant import ptq
+
+    loader = calibration.rounding
+    if loader is None:
+        return ptq.quantize(model, ranges, target, method.rounding, (), kept)
+    with progress(f"round {name}".strip(), loader.images) as advance:
+        return ptq.quantize(model, ranges, target, method.rounding, (batch.images for batch in loader), kept, advance)

@@ -1,0 +1,78 @@
+"""The identity branch set apart from the equivalent kernel, so that each can have a quantization grid of its own.
+
+In a fused block the identity lies on the center of the kernel's diagonal, W[i, i mod (C/g), 1, 1], many times larger
+than the other weights, and takes the int8 grid for itself. Here W = R + S: the convolution keeps the remainder R, the
+shortcut computes S.
+
+- "depthwise": S is the diagonal center, a 1x1 depthwise convolution; R is zero there.
+- "residual": S is the identity, a plain addition; the diagonal center of R keeps what is missing to it. That is small
+  where channel scales have brought the diagonal near 1 (`repquant.quant.equalize`).
+- "coarse-fine": S is the whole center of the kernel rounded to 8 bits for each output channel, a 1x1 convolution; R has
+  the rounding error in its center (coarse and fine weight splitting, CFWS).
+"""
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repquant.models.blocks import DeployBlock, ShortcutBlock, ShortcutKind
+from repquant.models.fuse import identity_kernel
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_COARSE_LEVELS = 127
+
+
+def split_identity(model: ModuleT, kind: ShortcutKind) -> ModuleT:
+    """Return a copy of a deploy model in which every block with an identity branch has a shortcut.
+
+    The copy computes the same up to rounding. Blocks without identity branch, and all other modules, are copied as they
+    are.
+    """
+    memo: dict[int, Any] = {
+        id(block): _split(block, kind)
+        for block in model.modules()
+        if isinstance(block, DeployBlock) and block.spec.has_identity
+    }
+    return copy.deepcopy(model, memo)
+
+
+def count_identities(model: nn.Module) -> int:
+    """Return how many fused blocks have an identity branch in their kernel."""
+    return sum(isinstance(block, DeployBlock) and block.spec.has_identity for block in model.modules())
+
+
+def diagonal_center(kernel: Tensor, groups: int) -> Tensor:
+    """Return the weights that an identity branch is added to: (C, C/groups, 3, 3) -> (C,)."""
+    channels = torch.arange(len(kernel), device=kernel.device)
+    return kernel[channels, channels % (len(kernel) // groups), 1, 1]
+
+
+@torch.no_grad()
+def _split(block: DeployBlock, kind: ShortcutKind) -> ShortcutBlock:
+    split = ShortcutBlock(block.spec, kind)
+    kernel = block.conv.weight
+    remainder = kernel.clone()
+    if kind == "coarse-fine":
+        assert isinstance(split.shortcut, nn.Conv2d)
+        center = kernel[:, :, 1:2, 1:2]
+        step = center.abs().amax((1, 2, 3), keepdim=True) / _COARSE_LEVELS
+        coarse = torch.round(center / step.clamp(min=torch.finfo(step.dtype).tiny)) * step
+        split.shortcut.weight = nn.Parameter(coarse)
+        remainder[:, :, 1:2, 1:2] -= coarse
+    else:
+        factor = diagonal_center(kernel, block.spec.groups).clone()
+        if kind == "residual":
+            factor.fill_(1.0)
+        else:
+            assert isinstance(split.shortcut, nn.Conv2d)
+            split.shortcut.weight = nn.Parameter(factor.reshape(-1, 1, 1, 1))
+        identity = identity_kernel(len(kernel), block.spec.groups, kernel.dtype, kernel.device)
+        remainder -= factor.reshape(-1, 1, 1, 1) * identity
+    split.conv.weight = nn.Parameter(remainder)
+    assert block.conv.bias is not None
+    split.conv.bias = nn.Parameter(block.conv.bias.clone())
+    split.se = copy.deepcopy(block.se)
+    return split.train(block.training)

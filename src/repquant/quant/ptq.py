@@ -1,0 +1,114 @@
+"""Post-training quantization from end to end: prepare a float model, read ranges, round.
+
+Every step is a function of its own elsewhere; this is their order. A model is prepared once, whatever calibrators
+follow: channels are scaled, then identity branches set apart, both without changing what it computes.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from repquant.errors import InputError
+from repquant.models.blocks import SHORTCUT_KINDS, ShortcutKind
+from repquant.models.shortcut import split_identity
+from repquant.numerics.equalization import Shortcut
+from repquant.quant.bias_correction import correct_biases
+from repquant.quant.convert import Range, quantize_model
+from repquant.quant.equalize import EQUALIZATIONS, Equalization, equalize
+from repquant.quant.feedback import round_weights
+from repquant.quant.target import Target
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Identity = Literal["fused"] | ShortcutKind
+IDENTITIES: tuple[Identity, ...] = ("fused", *SHORTCUT_KINDS)
+Rounding = Literal["feedback", "nearest"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtqMethod:
+    """What is done beside finding ranges.
+
+    Attributes:
+        equalization: "noise", "ranges" or "none", see `quant.equalize`.
+        identity: where the identity branches go, "fused" or a kind of shortcut, see `models.shortcut`.
+        rounding: "feedback" (see `quant.feedback`) or "nearest".
+
+    Raises:
+        InputError: a name that is not known.
+    """
+
+    equalization: Literal["none"] | Equalization = "noise"
+    identity: Identity = "fused"
+    rounding: Rounding = "feedback"
+
+    def __post_init__(self) -> None:
+        for what, given, allowed in (
+            ("equalization", self.equalization, ("none", *EQUALIZATIONS)),
+            ("identity", self.identity, IDENTITIES),
+            ("rounding", self.rounding, ROUNDINGS),
+        ):
+            if given not in allowed:
+                raise InputError(f"{what} {given!r} was given; allowed are {', '.join(allowed)}")
+
+
+def prepare(
+    model: ModuleT,
+    method: PtqMethod,
+    target: Target,
+    batches: Iterable[Tensor],
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> ModuleT:
+    """Return a deploy model that computes the same and loses less when it is rounded.
+
+    Args:
+        model: deploy model without shortcuts.
+        method: how.
+        target: what it will run on.
+        batches: images (N, 3, H, W) each, for the equalization "noise".
+        on_batch: called with the number of images after each batch.
+    """
+    if method.equalization != "none":
+        model = equalize(model, method.equalization, batches, target, _shortcut(method.identity), on_batch)
+    return model if method.identity == "fused" else split_identity(model, method.identity)
+
+
+def quantize(
+    model: ModuleT,
+    ranges: Mapping[str, Range],
+    target: Target,
+    rounding: Rounding,
+    batches: Iterable[Tensor],
+    keep_float: Collection[str] = (),
+    on_images: Callable[[int], None] = lambda _: None,
+) -> ModuleT:
+    """Return the quantized form of a prepared model.
+
+    Args:
+        model: from `prepare`.
+        ranges: of each quantization point of this model.
+        target: the schemes.
+        rounding: "feedback" rounds the weights for the images; "nearest" corrects the biases with them.
+        batches: images (N, 3, H, W) each; all of them are in memory at once for "feedback". Without any, weights are
+            rounded to the nearest and biases stay as they are.
+        keep_float: layers that stay in float.
+        on_images: called with the number of images after each batch.
+    """
+    nearest = quantize_model(model, ranges, target, keep_float)
+    if rounding == "nearest":
+        return quantize_model(correct_biases(model, nearest, batches, on_images), ranges, target, keep_float)
+    images = list(batches)
+    if not images:
+        return nearest
+    rounded = round_weights(model, nearest, torch.cat(images))
+    on_images(sum(map(len, images)))
+    return quantize_model(rounded.model, ranges, target, keep_float, rounded.weight_grids)
+
+
+def _shortcut(identity: Identity) -> Shortcut:
+    if identity in ("fused", "residual"):
+        return "residual" if identity == "residual" else "inside"
+    return "apart"

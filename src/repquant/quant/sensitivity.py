@@ -1,0 +1,381 @@
+"""Where the error of a quantized network comes from, layer by layer.
+
+Three views of each quantization point: its weights alone (how far the largest one stands out, and whether it is the
+diagonal, where the identity branch of a block lands), the noise that rounding adds to weights and input, and what that
+noise does to the network's output when this point alone is quantized, or every other one.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from math import isfinite, log10
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from repquant.errors import InputError
+from repquant.models.blocks import SqueezeExcite
+from repquant.models.fuse import identity_kernel
+from repquant.models.network import RepVGG
+from repquant.numerics.distance import softmax_kl, sqnr_db
+from repquant.numerics.outliers import diagonal_dominance, range_over_sigma
+from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
+from repquant.quant.integers import IntegerParameters
+
+Form = Literal["weights", "activations", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """How far a network's outputs are from those of the float network.
+
+    Attributes:
+        kl: mean KL(softmax(float) || softmax(network)), in nats.
+        agreement: images on which both name the same class, in percent.
+    """
+
+    kl: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSensitivity:
+    """One quantization point. None stands for what it does not have, or what is not finite.
+
+    Attributes:
+        name: of the module.
+        kind: "conv3x3", "linear", "pool" and so on.
+        range_over_sigma, range_over_sigma_max: median and largest of `range_over_sigma` over the output channels.
+        diagonal_share, diagonal_ratio: of `diagonal_dominance`, where an identity branch may sit; else None.
+        weight_sqnr_db: float weights against the quantized ones.
+        input_sqnr_db: float input against its quantized form.
+        only: this point quantized and nothing else.
+        all_but: everything quantized, and this point in float.
+    """
+
+    name: str
+    kind: str
+    range_over_sigma: float | None
+    range_over_sigma_max: float | None
+    diagonal_share: float | None
+    diagonal_ratio: float | None
+    weight_sqnr_db: float | None
+    input_sqnr_db: float | None
+    only: Divergence
+    all_but: Divergence
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a convolution or a linear layer, which `--keep-float` can name."""
+        return self.kind.startswith(("conv", "linear"))
+
+    @property
+    def may_hold_identity(self) -> bool:
+        """Whether an identity branch may sit on the diagonal."""
+        return self.diagonal_share is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepHistogram:
+    """How often each integer occurs among a layer's weights.
+
+    Attributes:
+        layer: its name.
+        first: the integer of the first count.
+        diagonal: counts of the weights where an identity branch lands.
+        others: counts of all other weights, as many.
+    """
+
+    layer: str
+    first: int
+    diagonal: tuple[int, ...]
+    others: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What quantization does to a network, as a whole and by layers.
+
+    Attributes:
+        images: that the outputs were compared on.
+        weights: weights and biases quantized, activations in float.
+        activations: the reverse.
+        both: the quantized network.
+        layers: the quantization points, in the order of registration.
+        histogram: of the layer whose diagonal stands out most; None where no identity branch may sit.
+    """
+
+    images: int
+    weights: Divergence
+    activations: Divergence
+    both: Divergence
+    layers: tuple[LayerSensitivity, ...]
+    histogram: StepHistogram | None
+
+
+def identity_mask(module: nn.Module) -> Tensor | None:
+    """Return where an identity branch lands in the weight, (O, I/groups, 3, 3); None where none fits the shape."""
+    if not isinstance(module, nn.Conv2d) or module.in_channels != module.out_channels:
+        return None
+    if (module.kernel_size, module.stride) != ((3, 3), (1, 1)):
+        return None
+    return identity_kernel(module.out_channels, module.groups).bool()
+
+
+def step_histogram(layer: str, integers: IntegerParameters, mask: Tensor) -> StepHistogram:
+    """Count the integers of a layer, those under the mask apart from the others."""
+    scheme = integers.weight_grid.scheme
+    counts = [
+        torch.bincount(integers.weight[place].int() - scheme.qmin, minlength=scheme.qmax - scheme.qmin + 1).tolist()
+        for place in (mask, ~mask)
+    ]
+    return StepHistogram(layer=layer, first=scheme.qmin, diagonal=tuple(counts[0]), others=tuple(counts[1]))
+
+
+Segment = Callable[[Tensor], Tensor]
+
+
+def swap_each(
+    segments: Sequence[Segment], alternatives: Sequence[Mapping[str, Segment]], x: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run a chain, and run it again for every alternative with that one in place of its segment.
+
+    What lies before a segment runs once for all of its alternatives, so n of them cost about n/2 runs more.
+
+    Args:
+        segments: the chain.
+        alternatives: for each segment what may take its place, by name.
+        x: input of the first segment.
+
+    Returns:
+        The output of the chain, and that with each alternative.
+    """
+    outputs = {}
+    for position, segment in enumerate(segments):
+        for name, alternative in alternatives[position].items():
+            outputs[name] = _run(segments[position + 1 :], alternative(x))
+        x = segment(x)
+    return x, outputs
+
+
+@torch.inference_mode()
+def measure_sensitivity(
+    model: RepVGG,
+    quantized: RepVGG,
+    batches: Iterable[Tensor],
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Sensitivity:
+    """Compare a quantized network with its float original, as a whole and by quantization points.
+
+    With p points a batch costs about p + 5 forward passes, half of them simulated. Memory holds one batch.
+
+    Args:
+        model: deploy model in float.
+        quantized: the same model after `quantize_model`; its biases may have been corrected.
+        batches: images (N, 3, H, W) each; labels are not needed.
+        on_batch: called with the number of images after each batch.
+
+    Raises:
+        InputError: no batch came.
+        FloatingPointError: a network returned NaN or infinite logits.
+    """
+    points = list(_pair(model, quantized))
+    segments = _segments(model)
+    members = [{id(module) for module in segment.modules()} for segment in segments]
+    owned = [[point for point in points if id(point.module) in ids] for ids in members]
+    parts = list(zip(segments, owned, strict=True))
+
+    def whole(form: Form) -> list[nn.Module]:
+        return [_assemble(segment, own, {point.name: form for point in own}) for segment, own in parts]
+
+    weights, activations, both = whole("weights"), whole("activations"), whole("both")
+    only = [{point.name: _assemble(segment, own, {point.name: "both"}) for point in own} for segment, own in parts]
+    all_but = [
+        {
+            point.name: _assemble(segment, own, {other.name: "both" for other in own if other is not point})
+            for point in own
+        }
+        for segment, own in parts
+    ]
+
+    wholes = {name: _Comparison(f"{name} quantized") for name in ("weights", "activations", "both")}
+    alone = {point.name: _Comparison(f"{point.name} quantized alone") for point in points}
+    spared = {point.name: _Comparison(f"{point.name} in float alone") for point in points}
+    noises = {point.name: _Noise(point.quantized.input) for point in points}
+    images = 0
+    for batch in batches:
+        with ExitStack() as hooks:
+            for point in points:
+                hooks.callback(point.module.register_forward_pre_hook(noises[point.name]).remove)
+            reference = model(batch)
+        wholes["weights"].add(reference, _run(weights, batch))
+        wholes["activations"].add(reference, _run(activations, batch))
+        for name, logits in swap_each(segments, only, batch)[1].items():
+            alone[name].add(reference, logits)
+        output, outputs = swap_each(both, all_but, batch)
+        wholes["both"].add(reference, output)
+        for name, logits in outputs.items():
+            spared[name].add(reference, logits)
+        images += len(batch)
+        on_batch(len(batch))
+    if images == 0:
+        raise InputError("there are no images to analyze; give at least 1")
+    return Sensitivity(
+        images=images,
+        weights=wholes["weights"].result(),
+        activations=wholes["activations"].result(),
+        both=wholes["both"].result(),
+        layers=tuple(
+            _layer(point, noises[point.name].sqnr_db(), alone[point.name].result(), spared[point.name].result())
+            for point in points
+        ),
+        histogram=_most_diagonal(points),
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A module whose input is quantized, in float and in its quantized form."""
+
+    name: str
+    module: nn.Module
+    quantized: QuantizedLayer | QuantizedInput
+
+
+def _pair(module: nn.Module, quantized: nn.Module, name: str = "") -> Iterator[_Point]:
+    """Walk through both models side by side; a point comes before those inside it."""
+    if isinstance(quantized, QuantizedConv2d | QuantizedLinear):
+        yield _Point(name, module, quantized)
+        return
+    if isinstance(quantized, QuantizedInput):
+        yield _Point(name, module, quantized)
+        quantized = quantized.module
+    assert type(quantized) is type(module), f"{name}: {type(quantized).__name__} for {type(module).__name__}"
+    for child, inner in module.named_children():
+        yield from _pair(inner, quantized.get_submodule(child), f"{name}.{child}" if name else child)
+
+
+def _segments(model: RepVGG) -> list[nn.Module]:
+    """Return modules whose chain is the model: each takes what the one before it returns, and nothing else."""
+    blocks = [block for stage in model.stages for block in stage.children()]
+    return [model.stem, *blocks, nn.Sequential(model.pool, nn.Flatten(1), model.head)]
+
+
+def _assemble(segment: nn.Module, points: Sequence[_Point], forms: Mapping[str, Form]) -> nn.Module:
+    """Return a copy of a float segment with these points in these forms; it shares the segment's tensors."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(segment.parameters(), segment.buffers())}
+    for point in reversed(points):  # inner points first: the copy of a squeeze-and-excite block holds their forms
+        module = copy.deepcopy(point.module, memo)
+        if point.name in forms:
+            memo[id(point.module)] = _in_form(module, point.quantized, forms[point.name])
+    return copy.deepcopy(segment, memo)
+
+
+def _in_form(module: nn.Module, quantized: QuantizedLayer | QuantizedInput, form: Form) -> nn.Module:
+    """Return a point in a form; `module` is a copy of it in float that may be changed."""
+    if isinstance(quantized, QuantizedInput):
+        return module if form == "weights" else nn.Sequential(quantized.input, module)
+    if form == "both":
+        return quantized
+    if form == "activations":
+        return nn.Sequential(quantized.input, module)
+    module.register_parameter("weight", nn.Parameter(quantized.integers.float_weight(), requires_grad=False))
+    if (bias := quantized.integers.float_bias()) is not None:
+        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    return module
+
+
+def _run(segments: Sequence[Segment], x: Tensor) -> Tensor:
+    for segment in segments:
+        x = segment(x)
+    return x
+
+
+class _Comparison:
+    """Sums over batches of what `Divergence` is the mean of."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._kl = 0.0
+        self._same = 0
+        self._images = 0
+
+    def add(self, reference: Tensor, logits: Tensor) -> None:
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError(f"the network with {self._what} returned NaN or infinite logits")
+        self._kl += float(softmax_kl(reference, logits).sum())
+        self._same += int((reference.argmax(1) == logits.argmax(1)).sum())
+        self._images += len(logits)
+
+    def result(self) -> Divergence:
+        return Divergence(kl=self._kl / self._images, agreement=100 * self._same / self._images)
+
+
+class _Noise:
+    """Forward pre-hook that sums the squares of an input and of what its quantization changes."""
+
+    def __init__(self, quantize: FakeQuantize) -> None:
+        self._quantize = quantize
+        self._signal = 0.0
+        self._noise = 0.0
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        self._signal += float(x.square().sum(dtype=torch.float64))
+        self._noise += float((x - self._quantize(x)).square().sum(dtype=torch.float64))
+
+    def sqnr_db(self) -> float | None:
+        """Return 10 log10(signal / noise); None where one of them is zero."""
+        return 10 * log10(self._signal / self._noise) if self._signal > 0 and self._noise > 0 else None
+
+
+def _layer(point: _Point, input_sqnr_db: float | None, only: Divergence, all_but: Divergence) -> LayerSensitivity:
+    ratios, share, ratio, weight_sqnr = torch.empty(0), None, None, None
+    if isinstance(point.quantized, QuantizedConv2d | QuantizedLinear):
+        weight = point.module.get_parameter("weight")
+        ratios = range_over_sigma(weight)
+        weight_sqnr = sqnr_db(weight, point.quantized.integers.float_weight())
+        if (mask := identity_mask(point.module)) is not None:
+            share, ratio = diagonal_dominance(weight, mask)
+    return LayerSensitivity(
+        name=point.name,
+        kind=_kind(point.module),
+        range_over_sigma=float(ratios.quantile(0.5)) if len(ratios) else None,
+        range_over_sigma_max=float(ratios.max()) if len(ratios) else None,
+        diagonal_share=share,
+        diagonal_ratio=ratio,
+        weight_sqnr_db=weight_sqnr if weight_sqnr is not None and isfinite(weight_sqnr) else None,
+        input_sqnr_db=input_sqnr_db,
+        only=only,
+        all_but=all_but,
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    match module:
+        case nn.Conv2d():
+            return "conv" + "x".join(map(str, module.kernel_size))
+        case nn.Linear():
+            return "linear"
+        case SqueezeExcite():
+            return "squeeze-excite"
+        case nn.AdaptiveAvgPool2d():
+            return "pool"
+    return type(module).__name__.lower()
+
+
+def _most_diagonal(points: Sequence[_Point]) -> StepHistogram | None:
+    """Return the histogram of the layer whose diagonal rules most channels, and those by most."""
+    best: tuple[tuple[float, float], StepHistogram] | None = None
+    for point in points:
+        mask = identity_mask(point.module)
+        if mask is None or not isinstance(point.quantized, QuantizedConv2d):
+            continue
+        share, ratio = diagonal_dominance(point.module.get_parameter("weight"), mask)
+        rank = (share, ratio or 0.0)
+        if best is None or rank > best[0]:
+            best = rank, step_histogram(point.name, point.quantized.integers, mask)
+    return None if best is None else best[1]
