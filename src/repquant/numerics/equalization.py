@@ -64,8 +64,8 @@ def minimize_noise(
     activation_steps: int,
     per_channel: bool = True,
     weight_emphasis: float = 1.0,
-    iterations: int = 400,
-    learning_rate: float = 0.05,
+    iterations: int = 100,
+    learning_rate: float = 0.1,
 ) -> list[Tensor]:
     """Return factors (C,) for the tensors between the layers of a chain: one fewer than layers.
 

@@ -1,0 +1,158 @@
+r"""What each step of post-training quantization brings, one at a time, on a target and a bit width.
+
+    python benchmarks/ptq_steps.py --weights repvgg-a0-custom-l2.pth --data imagenette160 --target tensorrt \
+        --steps all --json results/ptq-steps.json
+
+Every row is simulated on the same validation images and compared with float, image by image. Seconds run from the float
+model in memory to the quantized one, decoding included. Rows that are in the file given with --json already are not
+measured again, so an interrupted run goes on.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from repquant.atomic import replace_file
+from repquant.bench.environment import environment
+from repquant.cli.inputs import open_calibration, transform
+from repquant.cli.options import CalibrationOptions, DataOptions
+from repquant.data.datasets import open_split
+from repquant.data.loading import Batch, Loader
+from repquant.evaluate.stream import evaluate
+from repquant.models.checkpoints import load_model
+from repquant.models.network import RepVGG
+from repquant.models.reparam import reparameterize
+from repquant.quant.calibrate import activation_ranges, collect_histograms
+from repquant.quant.ptq import PtqMethod, prepare, quantize
+from repquant.quant.target import Target, resolve_target
+from repquant.report.rows import measured_row
+from repquant.runtimes.pytorch import PyTorchRuntime
+
+FLOAT = "float"
+STEPS: dict[str, tuple[PtqMethod, int]] = {
+    "nearest": (PtqMethod(equalization="none", rounding="nearest"), 0),
+    "biases corrected": (PtqMethod(equalization="none", rounding="nearest"), 256),
+    "ranges equalized, biases corrected": (PtqMethod(equalization="ranges", rounding="nearest"), 256),
+    "noise equalized, biases corrected": (PtqMethod(equalization="noise", rounding="nearest"), 256),
+    "error feedback": (PtqMethod(equalization="none", rounding="feedback"), 256),
+    "default: noise equalized, error feedback": (PtqMethod(), 256),
+    "default, residual apart": (PtqMethod(identity="residual"), 256),
+    "default, depthwise apart": (PtqMethod(identity="depthwise"), 256),
+    "default, coarse and fine": (PtqMethod(identity="coarse-fine"), 256),
+}
+
+
+def main() -> None:
+    arguments = parse()
+    options = DataOptions(data=arguments.data, image_size=arguments.image_size, crop_ratio=arguments.crop_ratio)
+    target = resolve_target(
+        arguments.target,
+        per_tensor_weights=arguments.per_tensor_weights,
+        weight_bits=arguments.weight_bits,
+        activation_bits=arguments.activation_bits,
+    )
+    model = reparameterize(load_model(Path(arguments.weights), arguments.arch, arguments.num_classes))
+    chosen = list(STEPS) if arguments.steps == "all" else arguments.steps.split(",")
+    rows = read_rows(arguments.json)
+    key = f"{Path(arguments.weights).stem}, {describe(target)}"
+    validation = images_of(options, arguments.evaluation_images)
+    for step in chosen:
+        if any(row["setting"] == key and row["step"] == step for row in rows):
+            continue
+        method, rounding_images = STEPS[step]
+        started = perf_counter()
+        quantized = quantize_once(model, method, target, options, arguments, rounding_images)
+        seconds = perf_counter() - started
+        rows.append({"setting": key, "step": step, "seconds": seconds} | measure(model, quantized, validation))
+        print(json.dumps(rows[-1]), flush=True)
+        with replace_file(arguments.json) as temporary:
+            temporary.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
+    print(table([row for row in rows if row["setting"] == key]))
+
+
+def quantize_once(
+    model: RepVGG,
+    method: PtqMethod,
+    target: Target,
+    options: DataOptions,
+    arguments: argparse.Namespace,
+    rounding_images: int,
+) -> RepVGG:
+    calibration = open_calibration(
+        CalibrationOptions(calibration_images=arguments.images), options, options.data, rounding_images
+    )
+    prepared = prepare(model, method, target, tensors(calibration.ranges))
+    histograms = collect_histograms(prepared, tensors(calibration.ranges))
+    ranges = activation_ranges(arguments.calibrator, histograms, target)
+    rounding = () if calibration.rounding is None else tensors(calibration.rounding)
+    return quantize(prepared, ranges, target, method.rounding, rounding)
+
+
+def measure(model: RepVGG, quantized: RepVGG, images: list[Batch]) -> dict[str, Any]:
+    runtimes = {FLOAT: PyTorchRuntime(model), "quantized": PyTorchRuntime(quantized)}
+    evaluation = evaluate(runtimes, images, compare=[("quantized", FLOAT)])
+    row = measured_row(evaluation, "quantized", runtime="pytorch", runtime_version="", float_name=FLOAT)
+    names = ("images", "top1", "drop", "drop_ci95", "agreement", "kl", "sqnr_db")
+    return {name: getattr(row, name) for name in names}
+
+
+def images_of(options: DataOptions, count: int) -> list[Batch]:
+    """Validation images in memory, evenly spread over the classes where not all are taken."""
+    source = open_split(options.data, "val")
+    indices = range(0, len(source), max(1, len(source) // count) if count else 1)
+    return list(Loader(source, transform(options), options.batch_size, indices=indices))
+
+
+def tensors(loader: Loader) -> Iterator[Tensor]:
+    return (batch.images for batch in loader)
+
+
+def describe(target: Target) -> str:
+    per = "tensor" if target.weight.channel_axis is None else "channel"
+    return f"{target.name}, W{target.weight.bits}A{target.activation.bits}, weights per {per}"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = ["| step | top-1 % | drop [95 %] | agree % | KL x 1000 | SQNR dB | seconds |", "| --- |" + " ---: |" * 6]
+    for row in rows:
+        low, high = row["drop_ci95"]
+        lines.append(
+            f"| {row['step']} | {row['top1']:.2f} | {row['drop']:.2f} [{low:.2f}, {high:.2f}] | {row['agreement']:.2f} "
+            f"| {1000 * row['kl']:.2f} | {row['sqnr_db']:.1f} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="RepVGG-A0")
+    parser.add_argument("--num-classes", type=int, default=10)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data", required=True, help="folder with train/ and val/")
+    parser.add_argument("--image-size", type=int, default=160)
+    parser.add_argument("--crop-ratio", type=float, default=1.0)
+    parser.add_argument("--images", type=int, default=512, help="calibration images")
+    parser.add_argument("--evaluation-images", type=int, default=0, help="of the validation split; 0 for all")
+    parser.add_argument("--calibrator", default="mse")
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--per-tensor-weights", action="store_true")
+    parser.add_argument("--weight-bits", type=int, default=8)
+    parser.add_argument("--activation-bits", type=int, default=8)
+    parser.add_argument("--steps", default="all", help=f"with commas, of: {'; '.join(STEPS)}")
+    parser.add_argument("--json", type=Path, required=True, help="rows are added to this file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
