@@ -57,7 +57,7 @@ def main() -> None:
         activation_bits=arguments.activation_bits,
     )
     model = reparameterize(load_model(Path(arguments.weights), arguments.arch, arguments.num_classes))
-    chosen = list(STEPS) if arguments.steps == "all" else arguments.steps.split(",")
+    chosen = list(STEPS) if arguments.steps == "all" else arguments.steps.split(";")
     rows = read_rows(arguments.json)
     key = f"{Path(arguments.weights).stem}, {describe(target)}"
     validation = images_of(options, arguments.evaluation_images)
@@ -149,7 +149,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--per-tensor-weights", action="store_true")
     parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--activation-bits", type=int, default=8)
-    parser.add_argument("--steps", default="all", help=f"with commas, of: {'; '.join(STEPS)}")
+    parser.add_argument("--steps", default="all", help=f"all, or with semicolons of: {'; '.join(STEPS)}")
     parser.add_argument("--json", type=Path, required=True, help="rows are added to this file")
     return parser.parse_args()
 
