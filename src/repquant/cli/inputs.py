@@ -107,6 +107,27 @@ def open_calibration(
     return Calibration(loader(options.calibration_images), loader(rounding_images) if rounding_images else None, subset)
 
 
+def held_back_loader(options: CalibrationOptions, images: DataOptions, count: int) -> Loader:
+    """Open `count` images of the calibration split that calibration does not see.
+
+    Raises:
+        InputError: the split has not enough images, or `count` is not positive.
+    """
+    from repquant.data.calibration import select
+    from repquant.data.datasets import open_split
+    from repquant.data.loading import Loader
+
+    source = open_split(options.calibration_data or images.data, "train")
+    spare = len(source) - options.calibration_images
+    if not 1 <= count <= spare:
+        raise InputError(
+            f"--held-back-images {count} was given; allowed are 1 to {spare}, the images that are left besides the "
+            f"{options.calibration_images} for calibration"
+        )
+    chosen = select(source, options.calibration_images + count, options.seed).indices[options.calibration_images :]
+    return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
+
+
 def open_method(options: MethodOptions) -> PtqMethod:
     """Return what is done beside finding ranges.
 

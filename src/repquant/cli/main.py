@@ -14,6 +14,7 @@ from repquant.errors import InputError
 VERBS = {
     "demo": "the whole path on data and weights that ship with the package",
     "convert": "re-parameterize a checkpoint: branches in, one convolution a block out",
+    "quantize": "to INT8 with at most the loss that you allow: the one command for a result",
     "ptq": "quantize after training, export, and measure on the runtimes",
     "analyze": "where quantization loses, layer by layer, and what to do about it",
     "export": "write an ONNX file, float or INT8, without measuring it",

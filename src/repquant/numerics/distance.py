@@ -24,6 +24,17 @@ def softmax_kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1).clamp(min=0.0)
 
 
+def expected_drop(reference_logits: Tensor, logits: Tensor) -> Tensor:
+    """Return how much less likely the predicted class is, in the reference's own eyes: (N, K), (N, K) -> (N,).
+
+    It is p[argmax reference] - p[argmax logits] with p = softmax(reference): 0 where both name the same class, never
+    negative. Its mean estimates the drop of accuracy without labels, as far as the reference knows how sure it is.
+    """
+    p = torch.softmax(reference_logits.double(), dim=1)
+    predicted = logits.argmax(1, keepdim=True)
+    return p.amax(1) - p.gather(1, predicted).squeeze(1)
+
+
 def cosine(reference: Tensor, approximation: Tensor) -> float:
     """Return the cosine of the angle between the two tensors, flattened; 1.0 where both are zero."""
     reference, approximation = reference.double().flatten(), approximation.double().flatten()

@@ -51,6 +51,30 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttemptRecord:
+    """One method that a search tried, and what it gave on held-back calibration images.
+
+    Attributes:
+        name: the method, for a person.
+        keep_float: layers that stayed in float.
+        images: held-back images.
+        agreement, kl: to the float model, as in `Row`.
+        expected_drop: points of top-1, estimated without labels.
+        seconds: to quantize and to measure.
+        chosen: the one that the search ended with.
+    """
+
+    name: str
+    keep_float: tuple[str, ...]
+    images: int
+    agreement: float
+    kl: float
+    expected_drop: float
+    seconds: float
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything a run was given and everything it measured.
 
@@ -65,6 +89,7 @@ class Record:
         skipped: unreadable images that were left out -> the reason.
         float_row: the float model; None when none was run.
         results: the other rows, in the order of the table.
+        trail: what a search tried, in order.
         schema_version: of this layout; a program refuses the ones that it does not know.
     """
 
@@ -78,6 +103,7 @@ class Record:
     skipped: dict[str, str] = field(default_factory=dict)
     float_row: Row | None = None
     results: tuple[Row, ...] = ()
+    trail: tuple[AttemptRecord, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -109,6 +135,7 @@ class Record:
                     "notes": tuple(data["notes"]),
                     "float_row": float_row and _row(float_row),
                     "results": tuple(_row(row) for row in data["results"]),
+                    "trail": tuple(_attempt(attempt) for attempt in data.get("trail", ())),
                 }
             )
         except (TypeError, KeyError) as error:
@@ -156,6 +183,10 @@ def _row(data: Mapping[str, Any]) -> Row:
     """Build a row from JSON, which has lists for tuples."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     return Row(**fields)
+
+
+def _attempt(data: Mapping[str, Any]) -> AttemptRecord:
+    return AttemptRecord(**{**data, "keep_float": tuple(data["keep_float"])})
 
 
 def _plain(value: Any) -> Any:

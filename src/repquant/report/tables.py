@@ -35,6 +35,24 @@ def screen_table(record: Record, columns: Sequence[Column]) -> Table:
     return table
 
 
+def trail_table(record: Record) -> Table:
+    """Return what a search tried as a table for a terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+    table.add_column("tried")
+    for heading in ("expected\ndrop", "agree\n%", "KL\nx1000", "time\ns", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for attempt in record.trail:
+        table.add_row(
+            attempt.name,
+            f"{attempt.expected_drop:.3f}",
+            f"{attempt.agreement:.2f}",
+            f"{1000 * attempt.kl:.2f}",
+            f"{attempt.seconds:.0f}",
+            " <" if attempt.chosen else "",
+        )
+    return table
+
+
 def markdown_table(record: Record, columns: Sequence[Column]) -> str:
     """Return the record's rows as a Markdown table."""
     headings = ["model", "runs in", *(" ".join(column.heading.split()) for column in columns)]

@@ -1,0 +1,75 @@
+"""The one command for a result: the trail, the choice, and what it does without labels."""
+
+import shutil
+
+import pytest
+
+from repquant.report.record import read_record
+
+
+@pytest.fixture
+def quantize(repquant, weights, photographs, small_options, tmp_path):
+    def run(*arguments, data=photographs):
+        return repquant(
+            "quantize", "--weights", weights, "--data", data, *small_options, "--calibration-images", 8,
+            "--held-back-images", 8, "--target", "onnxruntime", "--output", tmp_path / "run", *arguments,
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_limit_that_is_met_at_once(quantize, headline, tmp_path):
+    status, out, err = quantize("--max-drop", 50)
+    assert status == 0, err
+    result = headline(out)
+    assert result["met"]
+    assert result["keep_float"] == []
+    record = read_record(tmp_path / "run" / "result.json")
+    assert [attempt.chosen for attempt in record.trail] == [True]
+    assert record.trail[0].images == 8
+    assert record.notes[0] == result["reason"]
+    assert {row.runtime for row in record.results} == {"pytorch", "onnxruntime", "openvino"}
+    assert (tmp_path / "run" / "mse.onnx").is_file()
+
+
+def test_a_limit_that_nothing_meets_ends_with_the_best_and_says_so(quantize, headline, tmp_path, monkeypatch):
+    monkeypatch.setattr("repquant.quant.search.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
+    status, out, err = quantize("--max-drop", 0, "--weight-bits", 4, "--runtimes", "pytorch")
+    assert status == 0, err
+    result = headline(out)
+    assert not result["met"]
+    assert "nothing tried reached" in result["reason"]
+    trail = read_record(tmp_path / "run" / "result.json").trail
+    assert sum(attempt.chosen for attempt in trail) == 1
+    assert [len(attempt.keep_float) for attempt in trail[-4:]] == [1, 2, 4, 8]
+    assert result["chosen"] == next(attempt.name for attempt in trail if attempt.chosen)
+
+
+def test_a_plain_folder_of_images_is_enough(quantize, photographs, headline, tmp_path):
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for folder in (photographs / "train").iterdir():
+        for image in folder.iterdir():
+            shutil.copy(image, plain / f"{folder.name}-{image.name}")
+    status, out, err = quantize("--max-drop", 100, "--runtimes", "pytorch", data=plain)
+    assert status == 0, err
+    (row,) = headline(out)["results"]
+    assert row["top1"] is None
+    assert row["agreement"] is not None
+    assert "held-back calibration images" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--max-drop", -1), "--max-drop -1"),
+        (("--minutes", 0), "--minutes 0"),
+        (("--held-back-images", 17), "allowed are 1 to 16"),
+        (("--held-back-images", 0), "allowed are 1 to 16"),
+    ],
+)
+def test_bad_input(quantize, tmp_path, arguments, words):
+    status, _, err = quantize(*arguments)
+    assert status == 2
+    assert words in err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from repquant.numerics.distance import expected_drop
+from repquant.quant.ptq import PtqMethod
+from repquant.quant.search import Candidate, Score, judge, methods, search, with_float_layers
+
+ANY = tuple(Candidate(name=name, method=PtqMethod()) for name in ("a", "b", "c"))
+
+
+def searched(drops, max_drop=0.1, ticks=100, last_resort=lambda _: ()):
+    """Search candidates whose expected drops are known, with time for so many attempts."""
+    tried = []
+
+    def attempt(candidate):
+        tried.append(candidate)
+        return Score(agreement=99.0, kl=0.001 * len(tried), expected_drop=drops[candidate.name])
+
+    outcome = search(ANY, last_resort, attempt, max_drop, lambda: len(tried) >= ticks)
+    assert [candidate for candidate, _ in outcome.attempts] == tried
+    return outcome
+
+
+def test_the_first_within_the_limit_ends_the_search():
+    outcome = searched({"a": 0.5, "b": 0.1, "c": 0.0})
+    assert (len(outcome.attempts), outcome.best, outcome.met) == (2, 1, True)
+    assert "b: the first of 2 tried" in outcome.reason
+
+
+def test_the_best_so_far_when_the_time_is_up():
+    outcome = searched({"a": 0.5, "b": 0.3, "c": 0.0}, ticks=2)
+    assert (len(outcome.attempts), outcome.best, outcome.met) == (2, 1, False)
+    assert "time was up" in outcome.reason
+
+
+def test_one_attempt_is_made_without_any_time():
+    assert len(searched({"a": 0.5}, ticks=0).attempts) == 1
+
+
+def test_layers_in_float_are_the_last_resort_and_start_from_the_best():
+    drops = {"a": 0.5, "b": 0.2, "c": 0.3, "b, 1 in float": 0.2, "b, 2 in float": 0.05}
+    outcome = searched(drops, last_resort=lambda best: with_float_layers(best, ["x", "y", "z", "last"]))
+    chosen = outcome.attempts[outcome.best][0]
+    assert (chosen.name, chosen.keep_float, outcome.met) == ("b, 2 in float", ("x", "y"), True)
+
+
+def test_nothing_reaches_the_limit():
+    outcome = searched({"a": 0.5, "b": 0.2, "c": 0.2})
+    assert (outcome.best, outcome.met) == (1, False)  # of equal drops the one with the smaller KL
+    assert "nothing tried" in outcome.reason
+
+
+def test_methods_get_dearer_and_only_the_last_changes_the_graph():
+    assert [candidate.method.identity for candidate in methods(True)] == ["fused"] * 4 + ["residual"]
+    assert methods(True)[:-1] == methods(False)
+    assert methods(True)[0].method.rounding == "nearest"
+
+
+def test_not_every_layer_is_kept_in_float():
+    assert with_float_layers(ANY[0], ["x"]) == ()
+    assert [candidate.keep_float for candidate in with_float_layers(ANY[0], ["x", "y"])] == [("x",)]
+
+
+def test_expected_drop_by_hand():
+    reference = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]]))
+    assert expected_drop(reference, reference).tolist() == [0.0, 0.0]
+    other = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert expected_drop(reference, other).tolist() == pytest.approx([0.5, 0.0])
+    score = judge(reference, other)
+    assert (score.agreement, score.expected_drop) == pytest.approx((50.0, 25.0))
+    assert score.kl > 0
