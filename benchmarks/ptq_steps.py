@@ -1,6 +1,6 @@
 r"""What each step of post-training quantization brings, one at a time, on a target and a bit width.
 
-    python benchmarks/ptq_steps.py --weights repvgg-a0-custom-l2.pth --data imagenette160 --target tensorrt \
+    python benchmarks/ptq_steps.py --weights repvgg-a0-custom-l2.pth --data imagenette160 --settings "tensorrt;openvino/W4A8" \
         --steps all --json results/ptq-steps.json
 
 Every row is simulated on the same validation images and compared with float, image by image. Seconds run from the float
@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from repquant.atomic import replace_file
@@ -31,6 +33,7 @@ from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.ptq import PtqMethod, prepare, quantize
 from repquant.quant.target import Target, resolve_target
 from repquant.report.rows import measured_row
+from repquant.runtimes.interface import Runtime
 from repquant.runtimes.pytorch import PyTorchRuntime
 
 FLOAT = "float"
@@ -50,29 +53,42 @@ STEPS: dict[str, tuple[PtqMethod, int]] = {
 def main() -> None:
     arguments = parse()
     options = DataOptions(data=arguments.data, image_size=arguments.image_size, crop_ratio=arguments.crop_ratio)
-    target = resolve_target(
-        arguments.target,
-        per_tensor_weights=arguments.per_tensor_weights,
-        weight_bits=arguments.weight_bits,
-        activation_bits=arguments.activation_bits,
-    )
     model = reparameterize(load_model(Path(arguments.weights), arguments.arch, arguments.num_classes))
-    chosen = list(STEPS) if arguments.steps == "all" else arguments.steps.split(";")
-    rows = read_rows(arguments.json)
-    key = f"{Path(arguments.weights).stem}, {describe(target)}"
+    float_runtime = Remembered(PyTorchRuntime(model))
     validation = images_of(options, arguments.evaluation_images)
-    for step in chosen:
-        if any(row["setting"] == key and row["step"] == step for row in rows):
-            continue
-        method, rounding_images = STEPS[step]
-        started = perf_counter()
-        quantized = quantize_once(model, method, target, options, arguments, rounding_images)
-        seconds = perf_counter() - started
-        rows.append({"setting": key, "step": step, "seconds": seconds} | measure(model, quantized, validation))
-        print(json.dumps(rows[-1]), flush=True)
-        with replace_file(arguments.json) as temporary:
-            temporary.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
-    print(table([row for row in rows if row["setting"] == key]))
+    rows = read_rows(arguments.json)
+    for setting in arguments.settings.split(";"):
+        target = parse_setting(setting)
+        name = f"{Path(arguments.weights).stem}, {describe(target)}"
+        for step in STEPS if arguments.steps == "all" else arguments.steps.split(";"):
+            if any((row["setting"], row["step"], row["images"]) == (name, step, images_in(validation)) for row in rows):
+                continue
+            method, rounding_images = STEPS[step]
+            started = perf_counter()
+            quantized = quantize_once(model, method, target, options, arguments, rounding_images)
+            seconds = perf_counter() - started
+            rows.append(
+                {"setting": name, "step": step, "seconds": seconds} | measure(float_runtime, quantized, validation)
+            )
+            print(json.dumps(rows[-1]), flush=True)
+            with replace_file(arguments.json) as temporary:
+                temporary.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        print(f"\n{setting}\n\n{table([row for row in rows if row['setting'] == setting])}")
+
+
+def parse_setting(setting: str) -> Target:
+    """Return the target of "name", "name/W4A8", "name/tensor" or "name/W4A8/tensor"."""
+    name, *parts = setting.split("/")
+    bits = next((part for part in parts if part.startswith("W")), "W8A8")
+    weight_bits, activation_bits = (int(number) for number in bits[1:].split("A"))
+    return resolve_target(
+        name, per_tensor_weights="tensor" in parts, weight_bits=weight_bits, activation_bits=activation_bits
+    )
+
+
+def images_in(batches: list[Batch]) -> int:
+    return sum(len(batch.images) for batch in batches)
 
 
 def quantize_once(
@@ -93,8 +109,24 @@ def quantize_once(
     return quantize(prepared, ranges, target, method.rounding, rounding)
 
 
-def measure(model: RepVGG, quantized: RepVGG, images: list[Batch]) -> dict[str, Any]:
-    runtimes = {FLOAT: PyTorchRuntime(model), "quantized": PyTorchRuntime(quantized)}
+class Remembered:
+    """A runtime that runs once on each batch; the batches stay in memory, so their addresses tell them apart."""
+
+    name, version = "pytorch", ""
+
+    def __init__(self, runtime: PyTorchRuntime) -> None:
+        self._runtime = runtime
+        self._logits: dict[int, NDArray[np.float32]] = {}
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        address = images.ctypes.data
+        if address not in self._logits:
+            self._logits[address] = self._runtime(images)
+        return self._logits[address]
+
+
+def measure(float_runtime: Remembered, quantized: RepVGG, images: list[Batch]) -> dict[str, Any]:
+    runtimes: dict[str, Runtime] = {FLOAT: float_runtime, "quantized": PyTorchRuntime(quantized)}
     evaluation = evaluate(runtimes, images, compare=[("quantized", FLOAT)])
     row = measured_row(evaluation, "quantized", runtime="pytorch", runtime_version="", float_name=FLOAT)
     names = ("images", "top1", "drop", "drop_ci95", "agreement", "kl", "sqnr_db")
@@ -145,10 +177,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--evaluation-images", type=int, default=0, help="of the validation split; 0 for all")
     parser.add_argument("--calibrator", default="mse")
-    parser.add_argument("--target", required=True)
-    parser.add_argument("--per-tensor-weights", action="store_true")
-    parser.add_argument("--weight-bits", type=int, default=8)
-    parser.add_argument("--activation-bits", type=int, default=8)
+    parser.add_argument("--settings", required=True, help="with semicolons: target[/WxAy][/tensor]")
     parser.add_argument("--steps", default="all", help=f"all, or with semicolons of: {'; '.join(STEPS)}")
     parser.add_argument("--json", type=Path, required=True, help="rows are added to this file")
     return parser.parse_args()

@@ -17,6 +17,8 @@ from repquant.quant.reconstruct import ReconstructionOptions, count_steps, recon
 from repquant.quant.target import resolve_target
 
 FAST = ReconstructionOptions(steps=12, batch=32)
+PLAIN = pytest.mark.parametrize("network", [False], indirect=True, ids=["plain"])
+SQUEEZE_EXCITE = pytest.mark.parametrize("network", [True], indirect=True, ids=["squeeze-excite"])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -79,7 +81,7 @@ def test_the_network_comes_closer_to_float(network, images, granularity):
     setting = Setting(network, images, weight_bits=4)
     nearest = setting.quantize()
     corrected = quantize_model(correct_biases(network, nearest, [images]), setting.ranges, setting.target)
-    rounded = setting.reconstruct(ReconstructionOptions(steps=150, batch=64, granularity=granularity))
+    rounded = setting.reconstruct(ReconstructionOptions(steps=100, batch=64, granularity=granularity))
     varies = not any("se." in name for name in rounded.weight_grids)  # the other network's output is nearly constant
     for unseen in (images, photos(16, seed=2)):
         error = setting.error(setting.quantize(rounded), unseen)
@@ -106,6 +108,7 @@ def test_quantizing_the_result_finds_the_chosen_integers(network, images, settin
         assert torch.allclose(quantized.integers.float_bias(), layer.bias, atol=quantized.integers.bias_scale.max())
 
 
+@PLAIN
 def test_gains_fold_into_the_scales(network, images):
     setting = Setting(network, images, weight_bits=4)
     rounded = setting.reconstruct(replace(FAST, affine=True))
@@ -121,6 +124,7 @@ def test_gains_fold_into_the_scales(network, images):
     assert setting.error(setting.quantize(rounded)) < setting.error(setting.quantize())
 
 
+@PLAIN
 def test_gains_need_a_scale_for_each_channel(network, images):
     setting = Setting(network, images, per_tensor_weights=True)
     with pytest.raises(InputError, match=r"one per tensor; quantize the weights per channel, or .* without affine"):
@@ -156,6 +160,7 @@ def test_any_layers_in_any_order(images):
     assert torch.equal(rounded.model.unused.weight, model.unused.weight)
 
 
+@PLAIN
 @pytest.mark.parametrize("kind", SHORTCUT_KINDS)
 def test_a_network_with_the_identity_apart(network, images, kind):
     setting = Setting(split_identity(network, kind), images, weight_bits=4)
@@ -194,6 +199,7 @@ def test_the_rows_are_what_the_kernel_sees(images):
     assert torch.allclose(rounded.model[0].bias, model[0].bias, atol=1e-4)
 
 
+@PLAIN
 def test_dropped_inputs_and_absolute_errors(network, images):
     setting = Setting(network, images, weight_bits=4, activation_bits=5)
     plain = setting.reconstruct()
@@ -203,6 +209,7 @@ def test_dropped_inputs_and_absolute_errors(network, images):
         assert setting.error(setting.quantize(other)) < setting.error(setting.quantize())
 
 
+@PLAIN
 def test_layers_in_float_stay_as_they_are(network, images):
     setting = Setting(network, images, keep_float=["first", "last"])
     rounded = setting.reconstruct()
@@ -228,6 +235,7 @@ def test_the_seed_decides_and_nothing_given_is_changed(network, images):
         assert not any(module.relu.inplace for module in model.modules() if isinstance(module, DeployBlock))
 
 
+@PLAIN
 def test_images_go_through_in_chunks_with_the_same_result(network, monkeypatch):
     images = torch.randn(7, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     setting = Setting(network, images)
@@ -239,6 +247,7 @@ def test_images_go_through_in_chunks_with_the_same_result(network, monkeypatch):
         assert torch.allclose(x, y, atol=1e-3), name  # the float targets may differ in their last bit
 
 
+@PLAIN
 def test_rows_are_bounded(network, images, monkeypatch):
     setting = Setting(network, images, weight_bits=4)
     monkeypatch.setattr("repquant.quant.reconstruct._ROW_BYTES", 1)
@@ -258,6 +267,7 @@ class Interruption:
             raise KeyboardInterrupt
 
 
+@SQUEEZE_EXCITE
 @pytest.mark.parametrize("options", [FAST, replace(FAST, drop=0.5, affine=True, granularity="block")], ids=["", "all"])
 def test_an_interrupted_run_goes_on_to_the_same_result(network, images, tmp_path, options):
     setting, file = Setting(network, images, weight_bits=4), tmp_path / "reconstruction.safetensors"
@@ -288,6 +298,7 @@ def _finished(file):
         return FAST.steps * sum(key.endswith("/integers") for key in checkpoint.keys())  # noqa: SIM118
 
 
+@PLAIN
 def test_a_checkpoint_of_other_arguments_is_refused(network, images, tmp_path):
     setting, file = Setting(network, images), tmp_path / "reconstruction.safetensors"
     setting.reconstruct(checkpoint=file)
@@ -310,6 +321,7 @@ def test_a_checkpoint_of_other_arguments_is_refused(network, images, tmp_path):
             reconstruct(*arguments, checkpoint=file)
 
 
+@PLAIN
 def test_a_file_that_is_no_checkpoint_is_refused(network, images, tmp_path):
     setting, file = Setting(network, images), tmp_path / "reconstruction.safetensors"
     file.write_bytes(b"\x10something else")
@@ -324,6 +336,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(network, images, tmp_path):
         setting.reconstruct(checkpoint=file)
 
 
+@PLAIN
 def test_a_checkpoint_that_cannot_be_written_is_found_out_at_the_start(network, images, tmp_path):
     steps = []
     with pytest.raises(InputError, match="can't write to"):
@@ -331,6 +344,7 @@ def test_a_checkpoint_that_cannot_be_written_is_found_out_at_the_start(network, 
     assert not steps
 
 
+@PLAIN
 def test_what_does_not_fit_is_refused(network, images):
     setting = Setting(network, images)
     with pytest.raises(InputError, match=r"shape \(3, 32, 48\) are no batch"):
