@@ -1,7 +1,7 @@
 r"""What each step of post-training quantization brings, one at a time, on a target and a bit width.
 
-    python benchmarks/ptq_steps.py --weights repvgg-a0-custom-l2.pth --data imagenette160 --settings "tensorrt;openvino/W4A8" \
-        --steps all --json results/ptq-steps.json
+    python benchmarks/ptq_steps.py --weights repvgg-a0-custom-l2.pth --data imagenette160 \
+        --settings "tensorrt;openvino/W4A8" --steps all --json results/ptq-steps.json
 
 Every row is simulated on the same validation images and compared with float, image by image. Seconds run from the float
 model in memory to the quantized one, decoding included. Rows that are in the file given with --json already are not

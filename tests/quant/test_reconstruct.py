@@ -77,16 +77,15 @@ def same(first, second):
 
 @pytest.mark.parametrize("granularity", ["layer", "block"])
 def test_the_network_comes_closer_to_float(network, images, granularity):
-    """Also on images that nothing was learned from, and closer than with corrected biases."""
+    """Also on images that nothing was learned from; and closer than with corrected biases."""
     setting = Setting(network, images, weight_bits=4)
     nearest = setting.quantize()
-    corrected = quantize_model(correct_biases(network, nearest, [images]), setting.ranges, setting.target)
-    rounded = setting.reconstruct(ReconstructionOptions(steps=100, batch=64, granularity=granularity))
-    varies = not any("se." in name for name in rounded.weight_grids)  # the other network's output is nearly constant
+    rounded = setting.quantize(setting.reconstruct(ReconstructionOptions(steps=100, batch=64, granularity=granularity)))
     for unseen in (images, photos(16, seed=2)):
-        error = setting.error(setting.quantize(rounded), unseen)
-        assert error < 0.15 * setting.error(nearest, unseen)
-        assert error < 0.8 * setting.error(corrected, unseen) or not varies
+        assert setting.error(rounded, unseen) < 0.15 * setting.error(nearest, unseen)
+    if not any("se." in name for name in layer_names(network)):  # the other network's output is nearly constant
+        corrected = quantize_model(correct_biases(network, nearest, [images]), setting.ranges, setting.target)
+        assert setting.error(rounded) < 0.6 * setting.error(corrected)
 
 
 @pytest.mark.parametrize("settings", [{}, {"weight_bits": 3}, {"per_tensor_weights": True}], ids=str)

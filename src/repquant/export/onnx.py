@@ -12,6 +12,7 @@ from torch import nn
 
 from repquant.atomic import replace_file
 from repquant.export.integer_graph import integer_graph
+from repquant.export.shared_quantizers import share_quantizers
 
 OPSET = 21
 INPUT_NAME = "images"
@@ -47,7 +48,7 @@ def export_onnx(model: nn.Module, path: Path, image_size: int | tuple[int, int])
             verbose=False,
         )
     assert program is not None, "the exporter returns a program when it is given no file"
-    proto = program.model_proto
+    proto = share_quantizers(program.model_proto)
     _strip_provenance(proto)
     onnx.checker.check_model(proto, full_check=True)
     with replace_file(path) as temporary:
