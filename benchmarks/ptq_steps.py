@@ -44,6 +44,7 @@ STEPS: dict[str, tuple[PtqMethod, int]] = {
     "noise equalized, biases corrected": (PtqMethod(equalization="noise", rounding="nearest"), 256),
     "error feedback": (PtqMethod(equalization="none", rounding="feedback"), 256),
     "default: noise equalized, error feedback": (PtqMethod(), 256),
+    "noise equalized, learned rounding": (PtqMethod(rounding="learned"), 256),
     "default, residual apart": (PtqMethod(identity="residual"), 256),
     "default, depthwise apart": (PtqMethod(identity="depthwise"), 256),
     "default, coarse and fine": (PtqMethod(identity="coarse-fine"), 256),
@@ -106,7 +107,7 @@ def quantize_once(
     histograms = collect_histograms(prepared, tensors(calibration.ranges))
     ranges = activation_ranges(arguments.calibrator, histograms, target)
     rounding = () if calibration.rounding is None else tensors(calibration.rounding)
-    return quantize(prepared, ranges, target, method.rounding, rounding)
+    return quantize(prepared, ranges, target, method, rounding)
 
 
 class Remembered:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from repquant.quant.reconstruct import _Results
 from repquant.report.record import headline as headline_of
 from repquant.report.record import read_record
 
@@ -80,3 +81,35 @@ def test_images_without_labels_calibrate_and_compare_but_have_no_accuracy(ptq, p
     assert (row["top1"], row["drop"], row["drop_ci95"]) == (None, None, None)
     assert row["agreement"] >= 80
     assert row["kl"] < 1e-2
+
+
+def test_learned_rounding_goes_on_where_it_was_interrupted(ptq, headline, tmp_path, monkeypatch):
+    options = (
+        "--target", "onnxruntime", "--calibrator", "mse", "--runtimes", "pytorch", "--rounding", "learned",
+        "--reconstruction-steps", 5, "--identity", "residual",
+    )  # fmt: skip
+    status, out, _ = ptq(*options)
+    assert status == 0
+    whole = headline(out)["results"]
+    shutil.rmtree(tmp_path / "run")
+
+    add = _Results.add
+    learned = []
+
+    def add_until_interrupted(self, name, result):
+        add(self, name, result)
+        learned.append(name)
+        if len(learned) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Results, "add", add_until_interrupted)
+    status, _, _ = ptq(*options)
+    assert status == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run.mse.rounding"]
+    status, out, _ = ptq(*options)
+    assert status == 0
+    assert len(learned) == len(set(learned))
+    resumed = headline(out)["results"]
+    for key in ("agreement", "kl", "sqnr_db"):
+        assert resumed[0][key] == whole[0][key]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -158,9 +158,12 @@ HALF = 5e-3
         (measured(OTHER, IDENTITY), ["1 layer has its diagonal", "set the identity apart"]),
         (
             measured(OTHER, layer("weak", share=0.1)),
-            ["weights cause 90 %", "no identity branch explains it", "--rounding feedback", "--equalize"],
+            ["weights cause 90 %", "no identity branch explains it", "--rounding feedback", "--equalization"],
         ),
-        (measured(IDENTITY, weights=1e-3, activations=3e-3), ["activations cause 75 %", "--calibrator", "--equalize"]),
+        (
+            measured(IDENTITY, weights=1e-3, activations=3e-3),
+            ["activations cause 75 %", "--calibrator", "--equalization"],
+        ),
         (measured(OTHER, layer("stem.conv", without=HALF)), ["stem.conv alone causes 50 %", "--keep-float stem.conv"]),
         (measured(OTHER, layer("a", without=5.1e-3), weights=1e-3, activations=3e-3), ["activations cause 75 %"]),
         (measured(layer("i", share=1.0, without=1e-3)), ["set the identity apart"]),

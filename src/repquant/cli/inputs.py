@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,8 +135,20 @@ def open_method(options: MethodOptions) -> PtqMethod:
         InputError: a name that is not known.
     """
     from repquant.quant.ptq import PtqMethod
+    from repquant.quant.reconstruct import ReconstructionOptions
 
-    return PtqMethod(equalization=options.equalization, identity=options.identity, rounding=options.rounding)  # type: ignore[arg-type]  # it checks them
+    return PtqMethod(
+        equalization=options.equalization,  # type: ignore[arg-type]  # the names are checked there
+        identity=options.identity,  # type: ignore[arg-type]
+        rounding=options.rounding,  # type: ignore[arg-type]
+        reconstruction=ReconstructionOptions(
+            steps=options.reconstruction_steps,
+            granularity=options.reconstruction_unit,  # type: ignore[arg-type]
+            loss=options.reconstruction_loss,  # type: ignore[arg-type]
+            drop=options.reconstruction_drop,
+            affine=options.reconstruction_gains,
+        ),
+    )
 
 
 def open_target(options: TargetOptions) -> Target:
@@ -147,13 +159,20 @@ def open_target(options: TargetOptions) -> Target:
     if options.vnni not in ("auto", "yes", "no"):
         raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")
     fast = int8_support().safe if options.vnni == "auto" else options.vnni == "yes"
-    return resolve_target(
+    target = resolve_target(
         options.target,
         per_tensor_weights=options.per_tensor_weights,
         fast_int8_dot=fast,
         weight_bits=options.weight_bits,
         activation_bits=options.activation_bits,
     )
+    if target.weight.bits == 8 and not int8_support().safe:
+        saturates = (
+            "this CPU has no VNNI: ONNX Runtime and OpenVINO saturate with 8-bit weights here, and their rows are not "
+            "what the model gives on a CPU or GPU that does not"
+        )
+        target = replace(target, note="; ".join(filter(None, (target.note, saturates))))
+    return target
 
 
 def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:

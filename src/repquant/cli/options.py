@@ -80,11 +80,17 @@ class MethodOptions:
         "where identity branches go: fused (in the kernel), or a shortcut: residual, depthwise or coarse-fine", "fused"
     )
     rounding: str = option(
-        "feedback (weights for the inputs that they meet) or nearest (and biases corrected)", "feedback"
+        "feedback (for the inputs that a layer meets), learned (AdaRound; minutes) or nearest (with corrected biases)",
+        "feedback",
     )
     rounding_images: int = option(
         "calibration images that rounding looks at; 0 rounds to the nearest and leaves the biases alone", 256
     )
+    reconstruction_steps: int = option("learned rounding: steps a layer", 1000)
+    reconstruction_unit: str = option("learned rounding: where the error is measured, layer or block", "layer")
+    reconstruction_loss: str = option("learned rounding: mse, or mae (RepAPQ)", "mse")
+    reconstruction_drop: float = option("learned rounding: share of inputs left in float (QDrop has 0.5)", 0.0)
+    reconstruction_gains: bool = option("learned rounding: learn a gain for each output channel (RepAPQ)", False)
 
 
 @dataclass(frozen=True, kw_only=True)

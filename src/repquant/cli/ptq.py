@@ -78,12 +78,16 @@ def run(options: Options) -> None:
         calibrated = calibrate(model, method, target, calibration, kept)
         quantized: dict[str, torch.nn.Module] = {}
         search_seconds = {}
+        # Beside the output folder, which appears only at the end: what learned rounding has finished survives.
+        checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
         started = perf_counter()
         for calibrator in calibrators:
             search_started = perf_counter()
             ranges = activation_ranges(calibrator, calibrated.histograms, target, percentile=options.percentile)
             search_seconds[calibrator] = perf_counter() - search_started
-            quantized[calibrator] = quantize(calibrated.model, ranges, target, method, calibration, kept, calibrator)
+            quantized[calibrator] = quantize(
+                calibrated.model, ranges, target, method, calibration, kept, calibrator, checkpoints[calibrator]
+            )
         rounding_seconds = (perf_counter() - started - sum(search_seconds.values())) / len(calibrators)
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
         cost = (
@@ -116,6 +120,8 @@ def run(options: Options) -> None:
             results=proof.rows,
         )
         write_record(record, folder / "result.json")
+    for checkpoint in checkpoints.values():
+        checkpoint.unlink(missing_ok=True)
     show(screen_table(record, COMPARISON))
     for note in record.notes[1:]:
         say(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -56,12 +57,18 @@ def quantize(
     calibration: Calibration,
     kept: Collection[str],
     name: str = "",
+    checkpoint: Path | None = None,
 ) -> RepVGG:
-    """Round a prepared model; `name` tells one calibrator from another on the screen."""
+    """Round a prepared model; `name` tells one calibrator from another on the screen.
+
+    `checkpoint` is for learned rounding: a run that is interrupted goes on from there.
+    """
     from repquant.quant import ptq
 
     loader = calibration.rounding
     if loader is None:
-        return ptq.quantize(model, ranges, target, method.rounding, (), kept)
-    with progress(f"round {name}".strip(), loader.images) as advance:
-        return ptq.quantize(model, ranges, target, method.rounding, (batch.images for batch in loader), kept, advance)
+        return ptq.quantize(model, ranges, target, method, (), kept)
+    total = ptq.progress_total(model, method, loader.images, kept)
+    with progress(f"round {name}".strip(), total) as advance:
+        images = (batch.images for batch in loader)
+        return ptq.quantize(model, ranges, target, method, images, kept, advance, checkpoint)

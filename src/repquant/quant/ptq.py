@@ -5,7 +5,8 @@ follow: channels are scaled, then identity branches set apart, both without chan
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -16,15 +17,16 @@ from repquant.models.blocks import SHORTCUT_KINDS, ShortcutKind
 from repquant.models.shortcut import split_identity
 from repquant.numerics.equalization import Shortcut
 from repquant.quant.bias_correction import correct_biases
-from repquant.quant.convert import Range, quantize_model
+from repquant.quant.convert import Layer, Range, quantization_points, quantize_model
 from repquant.quant.equalize import EQUALIZATIONS, Equalization, equalize
 from repquant.quant.feedback import round_weights
+from repquant.quant.reconstruct import ReconstructionOptions, reconstruct
 from repquant.quant.target import Target
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Identity = Literal["fused"] | ShortcutKind
 IDENTITIES: tuple[Identity, ...] = ("fused", *SHORTCUT_KINDS)
-Rounding = Literal["feedback", "nearest"]
+Rounding = Literal["feedback", "learned", "nearest"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 
@@ -35,7 +37,8 @@ class PtqMethod:
     Attributes:
         equalization: "noise", "ranges" or "none", see `quant.equalize`.
         identity: where the identity branches go, "fused" or a kind of shortcut, see `models.shortcut`.
-        rounding: "feedback" (see `quant.feedback`) or "nearest".
+        rounding: "feedback" (see `quant.feedback`), "learned" (see `quant.reconstruct`) or "nearest".
+        reconstruction: how rounding is learned.
 
     Raises:
         InputError: a name that is not known.
@@ -44,6 +47,7 @@ class PtqMethod:
     equalization: Literal["none"] | Equalization = "noise"
     identity: Identity = "fused"
     rounding: Rounding = "feedback"
+    reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
 
     def __post_init__(self) -> None:
         for what, given, allowed in (
@@ -80,10 +84,11 @@ def quantize(
     model: ModuleT,
     ranges: Mapping[str, Range],
     target: Target,
-    rounding: Rounding,
+    method: PtqMethod,
     batches: Iterable[Tensor],
     keep_float: Collection[str] = (),
-    on_images: Callable[[int], None] = lambda _: None,
+    on_progress: Callable[[int], None] = lambda _: None,
+    checkpoint: Path | None = None,
 ) -> ModuleT:
     """Return the quantized form of a prepared model.
 
@@ -91,21 +96,35 @@ def quantize(
         model: from `prepare`.
         ranges: of each quantization point of this model.
         target: the schemes.
-        rounding: "feedback" rounds the weights for the images; "nearest" corrects the biases with them.
-        batches: images (N, 3, H, W) each; all of them are in memory at once for "feedback". Without any, weights are
-            rounded to the nearest and biases stay as they are.
+        method: its rounding is used here: "feedback" and "learned" round the weights for the images, "nearest" corrects
+            the biases with them.
+        batches: images (N, 3, H, W) each; all of them are in memory at once except for "nearest". Without any, weights
+            are rounded to the nearest and biases stay as they are.
         keep_float: layers that stay in float.
-        on_images: called with the number of images after each batch.
+        on_progress: called with what was done since the last call; `progress_total` says of how much.
+        checkpoint: file that keeps the layers which learned rounding has finished, for a run that is interrupted.
     """
     nearest = quantize_model(model, ranges, target, keep_float)
-    if rounding == "nearest":
-        return quantize_model(correct_biases(model, nearest, batches, on_images), ranges, target, keep_float)
-    images = list(batches)
-    if not images:
+    if method.rounding == "nearest":
+        corrected = correct_biases(model, nearest, batches, on_progress)
+        return quantize_model(corrected, ranges, target, keep_float)
+    parts = list(batches)
+    if not parts:
         return nearest
-    rounded = round_weights(model, nearest, torch.cat(images))
-    on_images(sum(map(len, images)))
+    images = torch.cat(parts)
+    if method.rounding == "feedback":
+        rounded = round_weights(model, nearest, images, on_layer=on_progress)
+    else:
+        rounded = reconstruct(model, nearest, images, method.reconstruction, on_step=on_progress, checkpoint=checkpoint)
     return quantize_model(rounded.model, ranges, target, keep_float, rounded.weight_grids)
+
+
+def progress_total(model: nn.Module, method: PtqMethod, images: int, keep_float: Collection[str] = ()) -> int:
+    """Return what `quantize` reports to `on_progress` in all: images, layers or steps, as the rounding has it."""
+    if method.rounding == "nearest":
+        return images
+    layers = sum(isinstance(point, Layer) for point in quantization_points(model, keep_float).values())
+    return layers if method.rounding == "feedback" else layers * method.reconstruction.steps
 
 
 def _shortcut(identity: Identity) -> Shortcut:

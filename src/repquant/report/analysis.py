@@ -147,18 +147,18 @@ def advice(sensitivity: Sensitivity) -> str:
     if not from_weights:
         return (
             f"The activations cause {100 * (1 - share):.0f} % of the KL: try another calibrator (ptq --calibrator all) "
-            "or equalization (--equalize)."
+            "or equalization (--equalization noise)."
         )
     if not diagonal:
         return (
             f"The weights cause {100 * share:.0f} % of the KL, and no identity branch explains it: use error-feedback "
-            "rounding (--rounding feedback) or equalization (--equalize)."
+            "rounding (--rounding feedback) or equalization (--equalization noise)."
         )
     layers = "1 layer has its" if len(diagonal) == 1 else f"{len(diagonal)} layers have their"
     return (
         f"The weights cause {100 * share:.0f} % of the KL, and {layers} diagonal, where the identity branch lands, as "
-        "the largest weight: set the identity apart (--identity apart) or use error-feedback rounding "
-        "(--rounding feedback)."
+        "the largest weight: scale the channels and round with error feedback (--equalization noise --rounding "
+        "feedback, as ptq does by default), or set the identity apart (--identity residual)."
     )
 
 
