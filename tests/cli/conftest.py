@@ -12,6 +12,7 @@ from PIL import Image
 from repquant.cli.main import main
 from repquant.models.checkpoints import save_model
 from repquant.models.network import build
+from repquant.runtimes.cpu import int8_support
 
 
 def noise(index, size=(40, 36), brightness=0):
@@ -89,6 +90,7 @@ def ptq_run(weights, photographs, small_options, tmp_path_factory):
         sys.executable, "-m", "repquant", "ptq", "--weights", weights, "--data", photographs, *small_options,
         "--calibration-images", "16", "--calibrator", "all", "--target", "tensorrt",
         "--runtimes", "pytorch,onnxruntime,openvino", "--output", output,
+        "--weight-bits", "8" if int8_support().safe else "7",
     ]  # fmt: skip
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -21,8 +21,8 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), '"verb" to be one of {demo,convert,ptq'),
-        (("quantise",), "invalid choice: 'quantise' (choose from 'demo', 'convert', 'ptq'"),
+        ((), '"verb" to be one of {demo,convert,quantize,ptq'),
+        (("quantise",), "invalid choice: 'quantise' (choose from 'demo', 'convert', 'quantize', 'ptq'"),
         (("ptq",), "required: ptq.arch, ptq.weights, ptq.data, ptq.target, ptq.output"),
         (("ptq", *REQUIRED, "--calibrater", "max"), "unrecognized arguments: --calibrater max"),
         (("ptq", *REQUIRED, "--batch", "8"), "unrecognized arguments: --batch 8"),

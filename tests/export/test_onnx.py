@@ -14,6 +14,7 @@ from repquant.quant.convert import quantize_model
 from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear
 from repquant.quant.target import resolve_target
 from repquant.runtimes.available import open_runtime
+from repquant.runtimes.cpu import int8_support
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -44,7 +45,7 @@ def images():
 def exported(request, images, tmp_path_factory):
     torch.manual_seed(0)
     model = Block().eval()
-    target = resolve_target(request.param)
+    target = resolve_target(request.param, weight_bits=8 if int8_support().safe else 7)
     ranges = activation_ranges("max", collect_histograms(model, [images]), target)
     quantized = quantize_model(model, ranges, target)
     path = tmp_path_factory.mktemp("export") / "block.onnx"
