@@ -97,3 +97,8 @@ def test_a_dead_channel_stays_bounded(images):
     assert all(parameter.isfinite().all() for parameter in scaled.parameters())
     with torch.no_grad():
         assert torch.allclose(scaled(images), model(images), atol=1e-5)
+
+
+def test_a_linear_layer_behind_a_flattened_map_is_refused():
+    with pytest.raises(InputError, match=r"layer 2 reads 36 inputs, 0 has 4 channels"):
+        find_chain(chain(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(36, 2)))

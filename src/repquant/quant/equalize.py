@@ -77,12 +77,13 @@ def _follow(node: fx.Node, modules: dict[str, nn.Module]) -> Link | None:
         if len(users) > 1:
             names = " and ".join(str(user.target) for user in users)
             raise InputError(f"the output of layer {producer} has two consumers, {names}; leave equalization out")
-        node = users[0]
-        if node.op == "output":
+        if not users or users[0].op == "output":
             return None
+        node = users[0]
         if node.op == "call_module":
             module = modules[str(node.target)]
             if isinstance(module, Layer):
+                _check_channels(producer, modules[producer], str(node.target), module)
                 return Link(producer, str(node.target), tuple(excitations))
             if isinstance(module, SqueezeExcite):
                 excitations.append(str(node.target))
@@ -93,6 +94,17 @@ def _follow(node: fx.Node, modules: dict[str, nn.Module]) -> Link | None:
                 )
         elif node.target not in _TRANSPARENT_CALLS:
             raise InputError(f"operation {node.name} behind layer {producer} is not known; leave equalization out")
+
+
+def _check_channels(producer: str, before: nn.Module, consumer: str, after: Layer) -> None:
+    assert isinstance(before, Layer)
+    outputs = len(before.weight)
+    inputs = after.in_channels if isinstance(after, nn.Conv2d) else after.in_features
+    if inputs != outputs:
+        raise InputError(
+            f"layer {consumer} reads {inputs} inputs, {producer} has {outputs} channels: pool to one position in front "
+            "of the linear layer, or leave equalization out"
+        )
 
 
 @torch.no_grad()
