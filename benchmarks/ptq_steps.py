@@ -74,8 +74,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
             with replace_file(arguments.json) as temporary:
                 temporary.write_text(json.dumps({"rows": rows, "environment": environment()}, indent=1) + "\n")
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        print(f"\n{setting}\n\n{table([row for row in rows if row['setting'] == setting])}")
+    print(tables(rows))
 
 
 def parse_setting(setting: str) -> Target:
@@ -153,6 +152,16 @@ def describe(target: Target) -> str:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     return rows
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown section for each setting and number of validation images."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["setting"], row["images"]), []).append(row)
+    return "\n".join(
+        f"## {setting}: {images:,} validation images\n\n{table(group)}\n" for (setting, images), group in groups.items()
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:

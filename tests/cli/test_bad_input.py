@@ -80,7 +80,16 @@ def assert_refused(result, tmp_path, *words):
         ({"percentile": 0}, ["percentile 0", "above 0 and up to 100"]),
         ({"percentile": 101}, ["percentile 101"]),
         ({"rounding_images": -1}, ["--rounding-images -1"]),
-        ({"rounding": "up"}, ["rounding 'up'", "feedback, nearest"]),
+        (
+            {"activation_bits": 6, "runtimes": "all"},
+            ["activations of 6 bits can only be simulated", "--runtimes pytorch"],
+        ),
+        ({"weight_bits": 1}, ["1 bits", "allowed are 2 to 8"]),
+        (
+            {"reconstruction_gains": True, "per_tensor_weights": True},
+            ["--reconstruction-gains", "leave --per-tensor"],
+        ),
+        ({"rounding": "up"}, ["rounding 'up'", "feedback, learned, nearest"]),
         ({"identity": "gone"}, ["identity 'gone'", "fused, residual, depthwise, coarse-fine"]),
         ({"equalization": "all"}, ["equalization 'all'", "none, ranges, noise"]),
         ({"target": "tflite"}, ["tflite", "tensorrt, onnxruntime, openvino"]),

@@ -66,6 +66,9 @@ def test_a_plain_folder_of_images_is_enough(quantize, photographs, headline, tmp
         (("--minutes", 0), "--minutes 0"),
         (("--held-back-images", 17), "allowed are 1 to 16"),
         (("--held-back-images", 0), "allowed are 1 to 16"),
+        (("--calibration-images", 24), "leaves none of 24 images"),
+        (("--rounding-images", 0), "--rounding-images 0"),
+        (("--activation-bits", 6), "--runtimes pytorch"),
     ],
 )
 def test_bad_input(quantize, tmp_path, arguments, words):
@@ -73,3 +76,14 @@ def test_bad_input(quantize, tmp_path, arguments, words):
     assert status == 2
     assert words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_other_classes_are_refused_without_a_validation_split_too(quantize, photographs, tmp_path):
+    data = tmp_path / "data"
+    (data / "train" / "third").mkdir(parents=True)
+    for folder in (photographs / "train").iterdir():
+        shutil.copytree(folder, data / "train" / folder.name)
+    shutil.copy(next((photographs / "train" / "dark").iterdir()), data / "train" / "third")
+    status, _, err = quantize(data=data)
+    assert status == 2
+    assert "3 classes in train, the model has 2" in err

@@ -6,6 +6,7 @@ from repquant.models.network import build
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import count_identities, diagonal_center, split_identity
 from repquant.models.spec import ArchSpec, BlockSpec
+from repquant.numerics.affine import Scheme, channel_range, fake_quantize, grid_for_range
 
 
 def fused_block(groups=1, squeeze_excite=False, stride=1, diagonal=None):
@@ -62,3 +63,16 @@ def test_a_network_without_identity_branches_is_copied():
     assert count_identities(model) == 0
     assert isinstance(split[0], DeployBlock)
     assert split[0] is not block
+
+
+@pytest.mark.parametrize("bits", [4, 7])
+@pytest.mark.parametrize("axis", [0, None])
+def test_the_coarse_part_lies_on_the_grid_of_the_weights(bits, axis):
+    block = fused_block(groups=4, diagonal=torch.linspace(0.5, 2, 32, dtype=torch.float64))
+    scheme = Scheme(bits=bits, narrow=True, channel_axis=axis)
+    split = split_identity(torch.nn.Sequential(block), "coarse-fine", scheme)[0]
+    coarse = split.shortcut.weight.detach().float()
+    grid = grid_for_range(*channel_range(coarse, scheme), scheme)
+    assert torch.allclose(fake_quantize(coarse, grid), coarse, rtol=1e-6)
+    step = grid.scale.reshape(-1, 1) if axis == 0 else grid.scale
+    assert (split.conv.weight[:, :, 1, 1].abs() <= 0.5001 * step).all()

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from repquant.errors import InputError
+from repquant.models.blocks import SHORTCUT_KINDS
+from repquant.models.shortcut import split_identity
 from repquant.numerics.distance import sqnr_db
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_names, quantization_points, quantize_model, resolve_keep_float
@@ -123,3 +125,20 @@ def test_a_users_own_network_keeps_groups_dilation_and_padding(images):
     model = quantized(backbone, images, "tensorrt")
     with torch.inference_mode():
         assert sqnr_db(backbone(images), model(images)) > 20
+
+
+@pytest.mark.parametrize("kind", SHORTCUT_KINDS)
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+def test_a_convolution_in_float_takes_its_identity_branch_with_it(network, images, kind, name):
+    split = split_identity(network, kind)
+    kept = "stages.1.1.conv"
+    points = quantization_points(split, [kept])
+    assert not [point for point in points if point.startswith("stages.1.1.") and ".se" not in point]
+    target = resolve_target(name)
+    ranges = activation_ranges("max", collect_histograms(split, [images], [kept]), target)
+    block = quantize_model(split, ranges, target, [kept]).get_submodule("stages.1.1")
+    x = torch.randn(2, block.spec.in_channels, 4, 4)
+    with torch.no_grad():
+        summed = block.conv(x) + block.shortcut(x)
+        before = split.get_submodule("stages.1.1")
+        assert torch.equal(summed, before.conv(x) + before.shortcut(x))

@@ -13,7 +13,8 @@ from repquant.models.shortcut import split_identity
 from repquant.quant.bias_correction import correct_biases
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_names, layer_pairs, quantize_model
-from repquant.quant.reconstruct import ReconstructionOptions, count_steps, reconstruct
+from repquant.quant.ptq import PtqMethod, progress_total
+from repquant.quant.reconstruct import ReconstructionOptions, reconstruct
 from repquant.quant.target import resolve_target
 
 FAST = ReconstructionOptions(steps=12, batch=32)
@@ -270,7 +271,7 @@ class Interruption:
 @pytest.mark.parametrize("options", [FAST, replace(FAST, drop=0.5, affine=True, granularity="block")], ids=["", "all"])
 def test_an_interrupted_run_goes_on_to_the_same_result(network, images, tmp_path, options):
     setting, file = Setting(network, images, weight_bits=4), tmp_path / "reconstruction.safetensors"
-    total = count_steps(setting.quantize(), options)
+    total = progress_total(network, PtqMethod(rounding="learned", reconstruction=options), len(images))
     assert total == options.steps * len(layer_names(network))
     reported = []
     expected = setting.reconstruct(options, on_step=reported.append)

@@ -69,3 +69,13 @@ def test_expected_drop_by_hand():
     score = judge(reference, other)
     assert (score.agreement, score.expected_drop) == pytest.approx((50.0, 25.0))
     assert score.kl > 0
+
+
+def test_sensitive_layers_are_not_looked_for_without_time():
+    def refuse(_best):
+        raise AssertionError("that takes long")
+        yield
+
+    outcome = searched({"a": 0.5, "b": 0.3, "c": 0.4}, ticks=3, last_resort=refuse)
+    assert (len(outcome.attempts), outcome.best) == (3, 1)
+    assert "time was up" in outcome.reason

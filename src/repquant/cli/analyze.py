@@ -31,7 +31,7 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
 
     calibrator: str = option("max, percentile, mse or entropy", "mse")
     equalization: str = option("scale channels before rounding: none, noise or ranges", "none")
-    rounding: str = option("nearest (and biases corrected) or feedback", "nearest")
+    rounding: str = option("nearest (and biases corrected), feedback or learned", "nearest")
     analysis_images: int = option("images of the calibration split, other ones where it has enough, to compare on", 256)
 
 
@@ -72,7 +72,8 @@ def run(options: Options) -> None:
 
     if options.calibrator not in CALIBRATORS:
         raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
-    target, method, kept = open_target(options), open_method(options), kept_names(options)
+    target, kept = open_target(options), kept_names(options)
+    method = open_method(options, target)
     output = Path(options.output)
 
     with new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:

@@ -49,7 +49,12 @@ def run(options: Options) -> None:
     transform(options)  # refuses sizes that are none, also where no image is read
     model = load_deploy_network(options)
     if options.calibrator:
-        target, method, kept = open_target(options), open_method(options), kept_names(options)
+        target, kept = open_target(options), kept_names(options)
+        method = open_method(options, target)
+        if target.activation.bits < 8:
+            raise InputError(
+                f"activations of {target.activation.bits} bits can't be exported; leave --activation-bits at 8"
+            )
         if target.note:
             say(target.note)
         calibration = open_calibration(options, options, options.data, options.rounding_images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from repquant.errors import InputError
 
 if TYPE_CHECKING:
     from repquant.data.calibration import CalibrationSubset
-    from repquant.data.datasets import Split
+    from repquant.data.datasets import ImageSource, Split
     from repquant.data.loading import Loader
     from repquant.data.transforms import EvalTransform
     from repquant.models.network import RepVGG
@@ -68,12 +69,16 @@ def open_loader(options: DataOptions, split: Split, num_classes: int) -> Loader:
     from repquant.data.loading import Loader
 
     source = open_split(options.data, split)
+    _check_classes(source, options.data, split, num_classes)
+    return Loader(source, transform(options), options.batch_size, options.workers, options.skip_unreadable)
+
+
+def _check_classes(source: ImageSource, data: str, split: Split, num_classes: int) -> None:
     if source.classes is not None and len(source.classes) != num_classes:
         raise InputError(
-            f"{options.data} has {len(source.classes)} classes in {split}, the model has {num_classes}; "
+            f"{data} has {len(source.classes)} classes in {split}, the model has {num_classes}; "
             f"labels would not match. Pass --num-classes {len(source.classes)} with a checkpoint that has as many"
         )
-    return Loader(source, transform(options), options.batch_size, options.workers, options.skip_unreadable)
 
 
 @dataclass(frozen=True)
@@ -107,18 +112,24 @@ def open_calibration(
     return Calibration(loader(options.calibration_images), loader(rounding_images) if rounding_images else None, subset)
 
 
-def held_back_loader(options: CalibrationOptions, images: DataOptions, count: int) -> Loader:
+def held_back_loader(options: CalibrationOptions, images: DataOptions, count: int, num_classes: int) -> Loader:
     """Open `count` images of the calibration split that calibration does not see.
 
     Raises:
-        InputError: the split has not enough images, or `count` is not positive.
+        InputError: the split has not enough images or another number of classes, or `count` is not positive.
     """
     from repquant.data.calibration import select
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
 
     source = open_split(options.calibration_data or images.data, "train")
+    _check_classes(source, options.calibration_data or images.data, "train", num_classes)
     spare = len(source) - options.calibration_images
+    if spare < 1:
+        raise InputError(
+            f"--calibration-images {options.calibration_images} leaves none of {len(source)} images to judge on; "
+            "lower it"
+        )
     if not 1 <= count <= spare:
         raise InputError(
             f"--held-back-images {count} was given; allowed are 1 to {spare}, the images that are left besides the "
@@ -128,12 +139,27 @@ def held_back_loader(options: CalibrationOptions, images: DataOptions, count: in
     return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
 
 
-def open_method(options: MethodOptions) -> PtqMethod:
+def check_runtimes(target: Target, runtimes: Sequence[str]) -> None:
+    """Refuse runtimes that can't execute the target's activations.
+
+    Raises:
+        InputError: activations of fewer than 8 bits, and a runtime that is not the simulation.
+    """
+    if target.activation.bits < 8 and (others := [name for name in runtimes if name != "pytorch"]):
+        raise InputError(
+            f"activations of {target.activation.bits} bits can only be simulated, but {', '.join(others)} was asked "
+            "for; pass --runtimes pytorch"
+        )
+
+
+def open_method(options: MethodOptions, target: Target) -> PtqMethod:
     """Return what is done beside finding ranges.
 
     Raises:
-        InputError: a name that is not known.
+        InputError: a name that is not known, or gains with one scale for all weights of a layer.
     """
+    if options.reconstruction_gains and target.weight.channel_axis is None:
+        raise InputError("--reconstruction-gains fold into a scale for each channel; leave --per-tensor-weights out")
     from repquant.quant.ptq import PtqMethod
     from repquant.quant.reconstruct import ReconstructionOptions
 

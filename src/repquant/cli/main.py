@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print(f"repquant {parsed.verb}: interrupted; nothing half-written was left", file=sys.stderr)
+        print(f"repquant {parsed.verb}: interrupted; no output was written", file=sys.stderr)
         return EXIT_ERROR
     except (OSError, FloatingPointError) as error:
         print(f"repquant {parsed.verb}: {error}", file=sys.stderr)

@@ -35,6 +35,8 @@ def prove(
     image_size: int,
     folder: Path,
     shown_folder: Path,
+    *,
+    simulated_only: bool = False,
 ) -> Proof:
     """Export every model into `folder`, run it in every runtime on the same images, and return the rows.
 
@@ -46,6 +48,7 @@ def prove(
         image_size: side of the images in pixels.
         folder: existing folder that the files are written to.
         shown_folder: the folder's final name, for the record.
+        simulated_only: the quantized models can't be exported; `runtimes` is then pytorch alone.
     """
     from repquant.evaluate.stream import Pair, evaluate
     from repquant.export.onnx import export_onnx
@@ -54,8 +57,9 @@ def prove(
     from repquant.runtimes.pytorch import PyTorchRuntime
 
     sizes = {}
-    with progress("export", len(quantized) + 1) as advance:
-        for name, model in {FLOAT: float_model, **quantized}.items():
+    exported = {FLOAT: float_model} | ({} if simulated_only else dict(quantized))
+    with progress("export", len(exported)) as advance:
+        for name, model in exported.items():
             sizes[name] = export_onnx(model, folder / f"{name}.onnx", image_size)
             advance(1)
 
@@ -83,8 +87,8 @@ def prove(
             calibrator=name,
             float_name=FLOAT,
             simulation_name=None if runtime == "pytorch" else f"{name}/pytorch",
-            model=str(shown_folder / f"{name}.onnx"),
-            file_bytes=sizes[name],
+            model=None if simulated_only else str(shown_folder / f"{name}.onnx"),
+            file_bytes=sizes.get(name),
         )
         for name in quantized
         for runtime in runtimes

@@ -45,6 +45,7 @@ def run(options: Options) -> None:
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
+        check_runtimes,
         file_sha256,
         kept_names,
         load_deploy_network,
@@ -66,8 +67,16 @@ def run(options: Options) -> None:
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
     for name in runtimes:
         require(name)
-    target, method = open_target(options), open_method(options)
+    target = open_target(options)
+    check_runtimes(target, runtimes)
+    method = open_method(options, target)
     output = Path(options.output)
+    checkpoints = {}
+    if method.rounding == "learned":
+        # Beside the output folder, which appears only at the end: what has been learned survives an interruption.
+        checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        say(f"finished layers are kept in {output}.*.rounding: the same command goes on from there")
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         model = load_deploy_network(options)
@@ -78,26 +87,33 @@ def run(options: Options) -> None:
         calibrated = calibrate(model, method, target, calibration, kept)
         quantized: dict[str, torch.nn.Module] = {}
         search_seconds = {}
-        # Beside the output folder, which appears only at the end: what learned rounding has finished survives.
-        checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
         started = perf_counter()
         for calibrator in calibrators:
             search_started = perf_counter()
             ranges = activation_ranges(calibrator, calibrated.histograms, target, percentile=options.percentile)
             search_seconds[calibrator] = perf_counter() - search_started
             quantized[calibrator] = quantize(
-                calibrated.model, ranges, target, method, calibration, kept, calibrator, checkpoints[calibrator]
+                calibrated.model, ranges, target, method, calibration, kept, calibrator, checkpoints.get(calibrator)
             )
         rounding_seconds = (perf_counter() - started - sum(search_seconds.values())) / len(calibrators)
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
         cost = (
             f"equalization {method.equalization}: {calibrated.prepare_seconds:.1f} s; calibration: one pass over "
             f"{calibration.ranges.images} images {calibrated.collect_seconds:.1f} s; searches: {searches}; "
-            f"rounding {method.rounding}: {rounding_seconds:.1f} s a calibrator"
+            f"rounding {method.rounding if calibration.rounding else 'nearest'}: {rounding_seconds:.1f} s a calibrator"
         )
         say(cost)
 
-        proof = prove(model, quantized, evaluation, runtimes, options.image_size, folder, output)
+        proof = prove(
+            model,
+            quantized,
+            evaluation,
+            runtimes,
+            options.image_size,
+            folder,
+            output,
+            simulated_only=target.activation.bits < 8,
+        )
         record = Record(
             command="ptq",
             output=options.output,

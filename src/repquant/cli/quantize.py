@@ -46,6 +46,7 @@ def run(options: Options) -> None:
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
+        check_runtimes,
         file_sha256,
         held_back_loader,
         kept_names,
@@ -74,13 +75,18 @@ def run(options: Options) -> None:
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
     for name in runtimes:
         require(name)
+    if options.rounding_images < 1:
+        raise InputError(
+            f"--rounding-images {options.rounding_images} was given; the methods that are tried need images"
+        )
     target, kept = open_target(options), kept_names(options)
+    check_runtimes(target, runtimes)
     output = Path(options.output)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         model = load_deploy_network(options)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
-        held_back = held_back_loader(options, options, options.held_back_images)
+        held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         has_validation = options.data == "builtin" or (Path(options.data) / "val").is_dir()
         evaluation = open_loader(options, "val", options.num_classes) if has_validation else held_back
         started = perf_counter()
@@ -141,7 +147,14 @@ def run(options: Options) -> None:
         say(outcome.reason)
 
         proof = prove(
-            model, {chosen.calibrator: quantized[chosen]}, evaluation, runtimes, options.image_size, folder, output
+            model,
+            {chosen.calibrator: quantized[chosen]},
+            evaluation,
+            runtimes,
+            options.image_size,
+            folder,
+            output,
+            simulated_only=target.activation.bits < 8,
         )
         record = Record(
             command="quantize",
@@ -159,7 +172,11 @@ def run(options: Options) -> None:
             ),
             skipped={
                 f"{role}: {name}": reason
-                for role, loader in (("calibration", calibration.ranges), ("evaluation", evaluation))
+                for role, loader in (
+                    ("calibration", calibration.ranges),
+                    ("held back", held_back),
+                    ("evaluation", evaluation),
+                )
                 for name, reason in loader.skipped.items()
             },
             float_row=proof.float_row,

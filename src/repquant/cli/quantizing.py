@@ -40,8 +40,10 @@ def calibrate(
     if method.identity != "fused" and count_identities(model) == 0:
         say("no block has an identity branch: there is nothing to set apart")
     started = perf_counter()
-    with progress("equalize", calibration.ranges.images) as advance:
+    with progress("scale channels", calibration.ranges.images) as advance:
         model = prepare(model, method, target, (batch.images for batch in calibration.ranges), advance)
+        if method.equalization != "noise":
+            advance(calibration.ranges.images)  # it needed none
     prepared = perf_counter()
     with progress("calibrate", calibration.ranges.images) as advance:
         images = (batch.images for batch in calibration.ranges)

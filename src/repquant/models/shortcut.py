@@ -7,7 +7,7 @@ shortcut computes S.
 - "depthwise": S is the diagonal center, a 1x1 depthwise convolution; R is zero there.
 - "residual": S is the identity, a plain addition; the diagonal center of R keeps what is missing to it. That is small
   where channel scales have brought the diagonal near 1 (`repquant.quant.equalize`).
-- "coarse-fine": S is the whole center of the kernel rounded to 8 bits for each output channel, a 1x1 convolution; R has
+- "coarse-fine": S is the whole center of the kernel rounded to the grid of the weights, a 1x1 convolution; R has
   the rounding error in its center (coarse and fine weight splitting, CFWS).
 """
 
@@ -19,20 +19,26 @@ from torch import Tensor, nn
 
 from repquant.models.blocks import DeployBlock, ShortcutBlock, ShortcutKind
 from repquant.models.fuse import identity_kernel
+from repquant.numerics.affine import Scheme
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_COARSE_LEVELS = 127
+_INT8 = Scheme(narrow=True, channel_axis=0)
 
 
-def split_identity(model: ModuleT, kind: ShortcutKind) -> ModuleT:
+def split_identity(model: ModuleT, kind: ShortcutKind, scheme: Scheme = _INT8) -> ModuleT:
     """Return a copy of a deploy model in which every block with an identity branch has a shortcut.
 
     The copy computes the same up to rounding. Blocks without identity branch, and all other modules, are copied as they
     are.
+
+    Args:
+        model: deploy model; it is not changed.
+        kind: of the shortcut.
+        scheme: of the weights, for "coarse-fine": the grid that the coarse part lies on.
     """
     memo: dict[int, Any] = {
-        id(block): _split(block, kind)
+        id(block): _split(block, kind, scheme)
         for block in model.modules()
         if isinstance(block, DeployBlock) and block.spec.has_identity
     }
@@ -51,14 +57,15 @@ def diagonal_center(kernel: Tensor, groups: int) -> Tensor:
 
 
 @torch.no_grad()
-def _split(block: DeployBlock, kind: ShortcutKind) -> ShortcutBlock:
+def _split(block: DeployBlock, kind: ShortcutKind, scheme: Scheme) -> ShortcutBlock:
     split = ShortcutBlock(block.spec, kind)
     kernel = block.conv.weight
     remainder = kernel.clone()
     if kind == "coarse-fine":
         assert isinstance(split.shortcut, nn.Conv2d)
         center = kernel[:, :, 1:2, 1:2]
-        step = center.abs().amax((1, 2, 3), keepdim=True) / _COARSE_LEVELS
+        largest = center.abs().amax((1, 2, 3), keepdim=True)
+        step = (largest if scheme.channel_axis is not None else largest.max()) / scheme.qmax
         coarse = torch.round(center / step.clamp(min=torch.finfo(step.dtype).tiny)) * step
         split.shortcut.weight = nn.Parameter(coarse)
         remainder[:, :, 1:2, 1:2] -= coarse

@@ -63,7 +63,6 @@ def minimize_noise(
     weight_steps: int,
     activation_steps: int,
     per_channel: bool = True,
-    weight_emphasis: float = 1.0,
     iterations: int = 100,
     learning_rate: float = 0.1,
 ) -> list[Tensor]:
@@ -75,8 +74,6 @@ def minimize_noise(
         weight_steps: largest integer of a weight (127 for 8 bits).
         activation_steps: number of steps from 0 to the largest activation (127 signed, 255 unsigned).
         per_channel: each row of a weight has its own step; otherwise a layer has one.
-        weight_emphasis: factor on the weights' noise. It is the same at all positions of a map, so it does not average
-            out as the activations' does.
         iterations, learning_rate: of Adam on the logarithms of the factors.
     """
     gains = _output_gains(layers)
@@ -90,7 +87,7 @@ def minimize_noise(
     def total() -> Tensor:
         factors = [None, *(log.exp() for log in logs), None]
         terms = [
-            _noise(layer, gain, before, after, shortcut, weight_steps, activation_steps, per_channel, weight_emphasis)
+            _noise(layer, gain, before, after, shortcut, weight_steps, activation_steps, per_channel)
             for layer, gain, before, after in zip(layers, gains, factors[:-1], factors[1:], strict=True)
         ]
         return torch.stack(terms).sum()
@@ -126,7 +123,6 @@ def _noise(
     weight_steps: int,
     activation_steps: int,
     per_channel: bool,
-    weight_emphasis: float,
 ) -> Tensor:
     """Noise power that rounding a layer's weights and input adds to the network's output, in original units."""
     inputs, outputs = len(layer.variance), len(layer.active)
@@ -145,7 +141,7 @@ def _noise(
     seen = (layer.energy > 0).double() @ (c.square() * layer.variance.double())
     weights = layer.taps / 12 * (gain * (row_range / weight_steps).square() * seen).sum()
     if before is None:
-        return weight_emphasis * weights
+        return weights
     step = (c * layer.amax.double()).amax() / activation_steps
     activations = step.square() / 12 * ((gain @ layer.energy.double()) / c.square()).sum()
-    return weight_emphasis * weights + activations
+    return weights + activations

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from repquant.errors import InputError
-from repquant.models.blocks import Residual, SqueezeExcite, Term
+from repquant.models.blocks import Residual, ShortcutBlock, SqueezeExcite, Term
 from repquant.numerics.affine import Grid, grid_for_range
 from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
 from repquant.quant.integers import weight_grid
@@ -57,6 +57,10 @@ def resolve_keep_float(model: nn.Module, keep_float: Collection[str]) -> frozens
             hint = f"; did you mean {near[0]!r}?" if near else f"; layers are {', '.join(layers)}"
             raise InputError(f"no layer is named {name!r}{hint}")
         kept.update(matches)
+    # The identity branch is part of a block's convolution, wherever it is computed.
+    for name, block in model.named_modules():
+        if isinstance(block, ShortcutBlock) and f"{name}.conv" in kept and isinstance(block.shortcut, nn.Conv2d):
+            kept.add(f"{name}.shortcut")
     return frozenset(kept)
 
 

@@ -77,7 +77,7 @@ def prepare(
     """
     if method.equalization != "none":
         model = equalize(model, method.equalization, batches, target, _shortcut(method.identity), on_batch)
-    return model if method.identity == "fused" else split_identity(model, method.identity)
+    return model if method.identity == "fused" else split_identity(model, method.identity, target.weight)
 
 
 def quantize(
@@ -112,6 +112,7 @@ def quantize(
     if not parts:
         return nearest
     images = torch.cat(parts)
+    del parts
     if method.rounding == "feedback":
         rounded = round_weights(model, nearest, images, on_layer=on_progress)
     else:

@@ -72,11 +72,6 @@ class ReconstructionOptions(RoundingOptions):
 _DEFAULTS = ReconstructionOptions()
 
 
-def count_steps(quantized: nn.Module, options: ReconstructionOptions = _DEFAULTS) -> int:
-    """Return the sum of what `reconstruct` reports to `on_step`, if the images reach all layers."""
-    return options.steps * sum(isinstance(module, QuantizedLayer) for module in quantized.modules())
-
-
 @torch.no_grad()
 def reconstruct(
     model: ModuleT,

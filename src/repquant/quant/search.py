@@ -114,12 +114,12 @@ def search(
 
     def in_order() -> Iterator[Candidate]:
         yield from candidates
-        yield from last_resort(attempts[best()][0])
+        if not out_of_time():  # to find sensitive layers takes time too
+            yield from last_resort(attempts[best()][0])
 
     for candidate in in_order():
         if attempts and out_of_time():
-            reason = f"the time was up before a drop of {max_drop:g} points was reached: this is the best so far"
-            return Outcome(tuple(attempts), best(), False, reason)
+            break
         score = attempt(candidate)
         attempts.append((candidate, score))
         if score.expected_drop <= max_drop:
@@ -128,5 +128,8 @@ def search(
                 f"points ({score.expected_drop:.3f})"
             )
             return Outcome(tuple(attempts), len(attempts) - 1, True, reason)
-    reason = f"nothing tried reached a drop of {max_drop:g} points: this is the best of {len(attempts)}"
+    if out_of_time():
+        reason = f"the time was up before a drop of {max_drop:g} points was reached: this is the best so far"
+    else:
+        reason = f"nothing tried reached a drop of {max_drop:g} points: this is the best of {len(attempts)}"
     return Outcome(tuple(attempts), best(), False, reason)
