@@ -25,7 +25,8 @@ def ptq(repquant, weights, photographs, small_options, tmp_path):
         options = dict(zip(small_options[::2], small_options[1::2], strict=True))
         options |= {
             "--weights": weights, "--data": photographs, "--target": "onnxruntime", "--calibration-images": 4,
-            "--calibrator": "max", "--runtimes": "pytorch", "--output": tmp_path / "out" / "runs" / "one",
+            "--calibrator": "max", "--runtimes": "pytorch", "--equalization": "none", "--rounding": "nearest",
+            "--output": tmp_path / "out" / "runs" / "one",
         }  # fmt: skip
         options |= {f"--{key.replace('_', '-')}": value for key, value in changes.items()}
         status, _, err = repquant("ptq", *(part for item in options.items() for part in item))
