@@ -47,6 +47,7 @@ def run(options: Options) -> None:
         open_calibration,
         open_method,
         open_target,
+        skipped_images,
         transform,
         weights_path,
     )
@@ -114,11 +115,7 @@ def run(options: Options) -> None:
                 *([target.note] if target.note else []),
                 *([f"{shared} of the images analyzed were calibrated on: the split has no others"] if shared else []),
             ),
-            skipped={
-                f"{role}: {name}": reason
-                for role, loader in (("calibration", calibration.ranges), ("analysis", analysis_loader))
-                for name, reason in loader.skipped.items()
-            },
+            skipped=skipped_images({"calibration": calibration.ranges, "analysis": analysis_loader}),
         )
         figures = [(f"{name}.svg", CAPTIONS[name]) for name in write_figures(sensitivity, folder)]
         (folder / "analysis.md").write_text(markdown_page(analysis, figures), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,6 +222,11 @@ def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path
 def kept_names(options: TargetOptions) -> tuple[str, ...]:
     """Return the names in `--keep-float`."""
     return tuple(name.strip() for name in options.keep_float.split(",") if name.strip())
+
+
+def skipped_images(loaders: Mapping[str, Loader]) -> dict[str, str]:
+    """Return the unreadable images that were left out, "role: name" -> reason."""
+    return {f"{role}: {name}": reason for role, loader in loaders.items() for name, reason in loader.skipped.items()}
 
 
 def file_sha256(path: Path) -> str:

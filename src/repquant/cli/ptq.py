@@ -53,6 +53,7 @@ def run(options: Options) -> None:
         open_loader,
         open_method,
         open_target,
+        skipped_images,
         weights_path,
     )
     from repquant.cli.proof import prove
@@ -127,11 +128,7 @@ def run(options: Options) -> None:
                 seconds=calibrated.collect_seconds,
             ),
             notes=tuple(note for note in (cost, target.note) if note),
-            skipped={
-                f"{role}: {name}": reason
-                for role, loader in (("calibration", calibration.ranges), ("evaluation", evaluation))
-                for name, reason in loader.skipped.items()
-            },
+            skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             float_row=proof.float_row,
             results=proof.rows,
         )

@@ -54,6 +54,7 @@ def run(options: Options) -> None:
         open_calibration,
         open_loader,
         open_target,
+        skipped_images,
         weights_path,
     )
     from repquant.cli.proof import prove
@@ -170,15 +171,9 @@ def run(options: Options) -> None:
                 *([target.note] if target.note else []),
                 *([] if has_validation else ["there is no val/: the table is of the held-back calibration images"]),
             ),
-            skipped={
-                f"{role}: {name}": reason
-                for role, loader in (
-                    ("calibration", calibration.ranges),
-                    ("held back", held_back),
-                    ("evaluation", evaluation),
-                )
-                for name, reason in loader.skipped.items()
-            },
+            skipped=skipped_images(
+                {"calibration": calibration.ranges, "held back": held_back, "evaluation": evaluation}
+            ),
             float_row=proof.float_row,
             results=proof.rows,
             trail=tuple(
