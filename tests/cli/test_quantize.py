@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
+from repquant.cli.quantize import surprises
 from repquant.report.record import read_record
+from repquant.report.rows import Row
 
 
 @pytest.fixture
@@ -57,6 +59,15 @@ def test_a_plain_folder_of_images_is_enough(quantize, photographs, headline, tmp
     assert row["top1"] is None
     assert row["agreement"] is not None
     assert "held-back calibration images" in err
+
+
+def test_a_drop_above_the_limit_on_labelled_images_is_said():
+    def row(drop):
+        return Row(runtime="pytorch", runtime_version="", images=1, seconds=0.0, images_per_second=None, drop=drop)
+
+    assert surprises(0.1, [row(0.1), row(None), row(-0.2)]) == ()
+    (sentence,) = surprises(0.1, [row(0.05), row(0.25)])
+    assert "above 0.1 points: 0.25 in pytorch" in sentence
 
 
 @pytest.mark.parametrize(

@@ -74,3 +74,14 @@ def test_blocks_with_a_shortcut(network, images, kind):
     rounded = round_weights(split, nearest, images)
     result = quantize_model(rounded.model, ranges, target, (), rounded.weight_grids)
     assert error(result, network, images) < error(nearest, network, images)
+
+
+@pytest.mark.parametrize("padding", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}])
+def test_any_padding(images, padding):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, **padding), nn.ReLU(), nn.Conv2d(8, 4, 3, **padding)).eval()
+    target = resolve_target("tensorrt", weight_bits=4)
+    ranges, nearest = quantized_pair(model, images, target)
+    rounded = round_weights(model, nearest, images)
+    result = quantize_model(rounded.model, ranges, target, (), rounded.weight_grids)
+    assert error(result, model, images) < 0.9 * error(nearest, model, images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,20 +185,26 @@ def open_target(options: TargetOptions) -> Target:
     if options.vnni not in ("auto", "yes", "no"):
         raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")
     fast = int8_support().safe if options.vnni == "auto" else options.vnni == "yes"
-    target = resolve_target(
+    return resolve_target(
         options.target,
         per_tensor_weights=options.per_tensor_weights,
         fast_int8_dot=fast,
         weight_bits=options.weight_bits,
         activation_bits=options.activation_bits,
     )
-    if target.weight.bits == 8 and not int8_support().safe:
-        saturates = (
-            "this CPU has no VNNI: ONNX Runtime and OpenVINO saturate with 8-bit weights here, and their rows are not "
-            "what the model gives on a CPU or GPU that does not"
-        )
-        target = replace(target, note="; ".join(filter(None, (target.note, saturates))))
-    return target
+
+
+def saturation_notes(target: Target, runtimes: Sequence[str]) -> tuple[str, ...]:
+    """Return what a reader of the runtimes' rows has to know about this CPU; nothing where it computes exactly."""
+    from repquant.runtimes.cpu import int8_support
+
+    affected = [name for name in runtimes if name != "pytorch"]
+    if not affected or target.weight.bits < 8 or int8_support().safe:
+        return ()
+    return (
+        f"this CPU has no VNNI: {' and '.join(affected)} may saturate with 8-bit weights here; such rows are not what "
+        "the model gives on hardware that accumulates in 32 bits",
+    )
 
 
 def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:

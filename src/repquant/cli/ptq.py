@@ -53,6 +53,7 @@ def run(options: Options) -> None:
         open_loader,
         open_method,
         open_target,
+        saturation_notes,
         skipped_images,
         weights_path,
     )
@@ -127,7 +128,7 @@ def run(options: Options) -> None:
                 sha256=calibration.subset.sha256,
                 seconds=calibrated.collect_seconds,
             ),
-            notes=tuple(note for note in (cost, target.note) if note),
+            notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             float_row=proof.float_row,
             results=proof.rows,

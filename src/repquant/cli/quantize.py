@@ -6,10 +6,11 @@ only as a last resort, and ends with the ONNX file, its proof, the trail of what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, progress, say, show, show_configuration
 from repquant.cli.options import (
@@ -22,6 +23,9 @@ from repquant.cli.options import (
     split_names,
 )
 from repquant.errors import InputError
+
+if TYPE_CHECKING:
+    from repquant.report.rows import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,7 @@ def run(options: Options) -> None:
         open_calibration,
         open_loader,
         open_target,
+        saturation_notes,
         skipped_images,
         weights_path,
     )
@@ -169,6 +174,8 @@ def run(options: Options) -> None:
             notes=(
                 outcome.reason,
                 *([target.note] if target.note else []),
+                *saturation_notes(target, runtimes),
+                *surprises(options.max_drop, proof.rows if has_validation and outcome.met else ()),
                 *([] if has_validation else ["there is no val/: the table is of the held-back calibration images"]),
             ),
             skipped=skipped_images(
@@ -202,4 +209,17 @@ def run(options: Options) -> None:
         headline(record)
         | {"max_drop": options.max_drop, "met": outcome.met, "expected_drop": round(best_score.expected_drop, 6)}
         | {"chosen": chosen.name, "keep_float": list(chosen.keep_float), "reason": outcome.reason}
+    )
+
+
+def surprises(max_drop: float, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Say so where labelled images show a larger drop than the one that was expected and accepted."""
+    worse = [row for row in rows if row.drop is not None and row.drop > max_drop]
+    if not worse:
+        return ()
+    drops = ", ".join(f"{row.drop:.2f} in {row.runtime}" for row in worse)
+    return (
+        f"on the validation split the drop is above {max_drop:g} points: {drops}. The estimate is optimistic where the "
+        "float network is surer of the calibration images than of new ones; calibrate on images that it was not "
+        "trained on, or lower --max-drop",
     )

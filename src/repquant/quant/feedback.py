@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from repquant.numerics.affine import Grid
 from repquant.numerics.feedback_rounding import round_with_feedback
-from repquant.numerics.patches import Geometry, draw_positions, outputs_at, patches_at
+from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.quant.convert import Layer, layer_pairs
 from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear, adopt
 from repquant.quant.integers import quantize_parameters
 from repquant.quant.rounded import Rounded
+from repquant.quant.sampling import inputs_at, maps
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Target = tuple[Tensor, Tensor]  # positions (N, P) and the float outputs (N*P, C) there
 
 
 @torch.inference_mode()
@@ -47,7 +49,7 @@ def round_weights(
     rounding = copy.deepcopy(quantized)
     layers = layer_pairs(model, rounding)
     rounded = copy.deepcopy(model)
-    targets: dict[str, Tensor] = {}
+    targets: dict[str, Target] = {}
     with ExitStack() as hooks:
         for name, (layer, _) in layers.items():
             hooks.callback(layer.register_forward_hook(_sample(name, patches, targets)).remove)
@@ -60,7 +62,7 @@ def round_weights(
             assert isinstance(float_layer, Layer)
             x = layer.input.steps(inputs[0]) * layer.input.scale
             grid = layer.integers.weight_grid
-            weight, bias = _round_layer(float_layer, grid, x, targets.pop(name), patches)
+            weight, bias = _round_layer(float_layer, grid, x, *targets.pop(name))
             float_layer.weight.copy_(weight)
             if float_layer.bias is not None and bias is not None:
                 float_layer.bias.copy_(bias)
@@ -76,18 +78,22 @@ def round_weights(
     return Rounded(rounded, {name: layer.integers.weight_grid for name, (_, layer) in layers.items()})
 
 
-def _sample(name: str, patches: int, targets: dict[str, Tensor]) -> Callable[[nn.Module, object, Tensor], None]:
-    def keep(_layer: nn.Module, _inputs: object, y: Tensor) -> None:
-        maps = y.reshape(*y.shape[:2], -1)
-        targets[name] = outputs_at(maps, draw_positions(len(maps), maps.shape[2], patches))
+def _sample(name: str, patches: int, targets: dict[str, Target]) -> Callable[[nn.Module, object, Tensor], None]:
+    def keep(layer: nn.Module, _inputs: object, y: Tensor) -> None:
+        assert isinstance(layer, Layer)
+        places = maps(y, layer)
+        positions = draw_positions(len(places), places.shape[2], patches)
+        targets[name] = positions, outputs_at(places, positions)
 
     return keep
 
 
-def _round_layer(layer: Layer, grid: Grid, x: Tensor, target: Tensor, patches: int) -> tuple[Tensor, Tensor | None]:
-    """Return the layer's weight on `grid`, and its bias, for the quantized input `x` and sampled float outputs."""
+def _round_layer(
+    layer: Layer, grid: Grid, x: Tensor, positions: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the layer's weight on `grid`, and its bias, for the quantized input `x` and float outputs at positions."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    inputs = _sampled_inputs(layer, x, patches).chunk(groups, dim=1)  # (rows, K) for each group
+    inputs = inputs_at(layer, x, positions).unbind(1)  # (rows, K) for each group
     weights = layer.weight.flatten(1).chunk(groups)
     scales = grid.scale.expand(len(layer.weight)).chunk(groups)
     rounded, means = [], []
@@ -100,21 +106,3 @@ def _round_layer(layer: Layer, grid: Grid, x: Tensor, target: Tensor, patches: i
         means.append(rounded[-1] @ mean)
     weight = torch.cat(rounded).reshape(layer.weight.shape)
     return weight, None if layer.bias is None else target.mean(0) - torch.cat(means)
-
-
-def _sampled_inputs(layer: Layer, x: Tensor, patches: int) -> Tensor:
-    """Return the inputs (rows, groups*K) of the sampled outputs."""
-    if isinstance(layer, nn.Linear):
-        return x
-    geometry = _geometry(layer)
-    height, width = geometry.output_size((x.shape[2], x.shape[3]))
-    return patches_at(x, geometry, draw_positions(len(x), height * width, patches))
-
-
-def _geometry(conv: nn.Conv2d) -> Geometry:
-    padding = conv.padding
-    assert isinstance(padding, tuple), "deploy convolutions have their padding in pixels"
-    assert conv.padding_mode == "zeros"
-    sizes = (conv.kernel_size, conv.stride, padding, conv.dilation)
-    kernel, stride, padding, dilation = ((size[0], size[-1]) for size in sizes)
-    return Geometry(kernel=kernel, stride=stride, padding=padding, dilation=dilation)

@@ -21,7 +21,6 @@ from typing import Literal, TypeVar, get_args
 import safetensors
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repquant.atomic import replace_file
@@ -29,10 +28,11 @@ from repquant.errors import InputError
 from repquant.models.blocks import DeployBlock
 from repquant.numerics.adaround import LayerRows, RoundingOptions, learn_rounding
 from repquant.numerics.affine import Grid, dequantize
-from repquant.numerics.patches import Geometry, draw_positions, outputs_at, patches_at
+from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.quant.convert import Layer, layer_pairs
 from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from repquant.quant.rounded import Rounded
+from repquant.quant.sampling import inputs_at, maps
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Granularity = Literal["layer", "block"]
@@ -216,9 +216,9 @@ class _Sample:
             return  # a layer that is called again: its first call counts
         self._images_seen = first + len(x)
         rows, positions = self._among(first, len(x))
-        self._targets[rows] = outputs_at(_maps(y, self._pair.floating), positions)
+        self._targets[rows] = outputs_at(maps(y, self._pair.floating), positions)
         if self._float_steps is not None:
-            steps = self._inputs_at(x, positions) / self._input.scale
+            steps = inputs_at(self._pair.floating, x, positions) / self._input.scale
             self._float_steps[rows] = steps.clamp(-_HALF_MAX, _HALF_MAX).half()
 
     def rows(self, x: Tensor, *, relu: bool) -> LayerRows:
@@ -227,7 +227,7 @@ class _Sample:
         for first in range(0, len(x), _CHUNK):
             part = self._input.steps(x[first : first + _CHUNK])
             rows, positions = self._among(first, len(part))
-            steps[rows] = self._inputs_at(part, positions).short()
+            steps[rows] = inputs_at(self._pair.floating, part, positions).short()
         return LayerRows(
             steps=steps,
             targets=self._targets,
@@ -240,22 +240,6 @@ class _Sample:
         """Return which rows are of these images, and their positions."""
         each = self._positions.shape[1]
         return slice(first * each, (first + count) * each), self._positions[first : first + count]
-
-    def _inputs_at(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Return (R, G, K), the inputs that the outputs at these positions are computed from."""
-        layer = self._pair.floating
-        if isinstance(layer, nn.Linear):
-            return outputs_at(_maps(x, layer), positions).unsqueeze(1)
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        sizes = {"kernel": layer.kernel_size, "stride": layer.stride, "dilation": layer.dilation}
-        geometry = Geometry(padding=(0, 0), **{name: (size[0], size[1]) for name, size in sizes.items()})
-        return patches_at(padded, geometry, positions).reshape(-1, *self._shape[1:])
-
-
-def _maps(x: Tensor, layer: Layer) -> Tensor:
-    """Return (N, C, places) for an input or output of `layer`."""
-    return x.flatten(2) if isinstance(layer, nn.Conv2d) else x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2)
 
 
 def _observe(
