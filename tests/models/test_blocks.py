@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from repquant.models.blocks import ConvBN, DeployBlock, RepVGGBlock, SqueezeExcite, make_block
+from repquant.models.blocks import ConvBN, DeployBlock, RepVGGBlock, SqueezeExcite
+from repquant.models.network import make_block
 from repquant.models.spec import BlockSpec
 
 
@@ -48,6 +49,16 @@ def test_squeeze_excite_averages_over_the_whole_of_a_non_square_image() -> None:
     assert se.down.out_channels == 2
 
 
+@pytest.mark.parametrize("form", ["training", "deploy"])
+def test_squeeze_excite_of_repvggplus_acts_behind_the_relu_and_has_a_quarter_of_the_channels(form, randomize) -> None:
+    block = randomize(make_block(block_spec(kind="plus"), form))
+    x = torch.randn(2, 16, 6, 6)
+    before = block.branches(x) if form == "training" else block.conv(x)
+    assert block.post_se.down.out_channels == 4
+    assert torch.equal(block(x), block.post_se(before.clamp(min=0)))
+    assert not torch.allclose(block(x), block.post_se(before).clamp(min=0))
+
+
 def test_convolutions_of_the_branches_have_no_bias_and_align() -> None:
     three, one = ConvBN(block_spec(groups=4), 3), ConvBN(block_spec(groups=4), 1)
     assert three.conv.bias is None
@@ -59,6 +70,6 @@ def test_convolutions_of_the_branches_have_no_bias_and_align() -> None:
 
 def test_deploy_block_is_one_biased_convolution() -> None:
     block = DeployBlock(block_spec(groups=2))
-    assert [type(module) for module in block.children()] == [nn.Conv2d, nn.Identity, nn.ReLU]
+    assert [type(module) for module in block.children()] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.Identity]
     assert block.conv.bias is not None
     assert block.conv.groups == 2

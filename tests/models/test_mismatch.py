@@ -95,12 +95,32 @@ def test_every_architecture_is_closest_to_itself(form: str, dialect: str) -> Non
         assert closest.fitting == closest.total
 
 
-def test_no_two_architectures_fit_the_same_file() -> None:
+def test_no_two_architectures_fit_the_same_training_file() -> None:
     shapes = {
-        tuple((key, tensor.shape) for key, tensor in keys_of(arch, 10, "deploy", "official").items())
+        tuple((key, tensor.shape) for key, tensor in keys_of(arch, 10, "training", "official").items())
         for arch in ARCHITECTURES
     }
     assert len(shapes) == len(ARCHITECTURES)
+
+
+def test_the_deploy_form_does_not_show_how_a_network_was_trained() -> None:
+    expected = keys_of("RepVGG-A1", 10, "deploy", "official")
+    for arch in ("QARepVGG-A1", "RepOpt-VGG-A1", "RepOpt-VGG-A1-search"):
+        found = keys_of(arch, 10, "deploy", "official")
+        assert differences(found, expected) == []
+        assert closest_architecture(found, "official").arch == "RepVGG-A1"
+
+
+@pytest.mark.parametrize("arch", ["QARepVGG-half", "RepOpt-VGG-tiny", "RepOpt-VGG-A0-search"])
+def test_training_keys_tell_the_kind_of_block(arch: str) -> None:
+    closest = closest_architecture(keys_of(arch, 17, "training", "official"), "official")
+    assert (closest.arch, closest.num_classes, closest.fitting) == (arch, 17, closest.total)
+
+
+@pytest.mark.parametrize("form", ["training", "deploy"])
+def test_repvggplus_is_closest_to_itself(form: str) -> None:
+    closest = closest_architecture(keys_of("RepVGGplus-L2pse", 17, form, "official RepVGGplus"), "official RepVGGplus")
+    assert (closest.arch, closest.num_classes, closest.fitting) == ("RepVGGplus-L2pse", 17, closest.total)
 
 
 def test_only_counters_may_be_missing() -> None:

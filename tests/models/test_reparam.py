@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from repquant.errors import InputError
 from repquant.models.blocks import DeployBlock, RepVGGBlock
 from repquant.models.checkpoints import load_model
-from repquant.models.network import RepVGG, build
+from repquant.models.network import RepVGG, build, make_block
 from repquant.models.reparam import reparameterize
 from repquant.models.spec import ArchSpec, BlockSpec
 
@@ -51,6 +51,42 @@ def test_block_equals_its_branches(groups, stride, out_channels, squeeze_excite,
     deploy = reparameterize(block)
     assert isinstance(deploy, DeployBlock)
     assert_equal_outputs(block, deploy, torch.randn(2, 16, 9, 14, dtype=dtype))
+
+
+KINDS = [(kind, groups) for kind in ("plus", "qarepvgg") for groups in (1, 4)] + [("repopt", 1), ("repopt-search", 1)]
+
+
+@pytest.mark.parametrize("squeeze_excite", [False, True])
+@pytest.mark.parametrize("out_channels", [16, 32])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("kind", "groups"), KINDS)
+def test_block_of_every_kind_equals_its_branches(kind, groups, stride, out_channels, squeeze_excite, randomize) -> None:
+    spec = BlockSpec(
+        in_channels=16,
+        out_channels=out_channels,
+        stride=stride,
+        groups=groups,
+        squeeze_excite=squeeze_excite,
+        kind=kind,
+        position=2,
+    )
+    block = randomize(make_block(spec, "training")).double()
+    for name, parameter in block.named_parameters():
+        if "scale" in name:
+            parameter.data.uniform_(-1.5, 1.5)
+    deploy = reparameterize(block)
+    assert type(deploy) is DeployBlock
+    assert_equal_outputs(block, deploy, torch.randn(2, 16, 9, 14, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("kind", "groups"), KINDS)
+def test_network_of_every_kind_equals_its_branches(kind, groups, randomize) -> None:
+    spec = ArchSpec(name=kind, blocks=(2, 3, 4, 1), widths=(0.25,) * 4, groups=groups, block=kind)
+    model = randomize(build(spec, num_classes=7)).double()
+    deploy = reparameterize(model)
+    assert (deploy.form, deploy.spec) == ("deploy", spec)
+    assert deploy.state_dict().keys() == build(spec, 7, "deploy").state_dict().keys()
+    assert_equal_outputs(model, deploy, torch.randn(2, 3, 48, 80, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

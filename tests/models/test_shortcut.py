@@ -1,17 +1,19 @@
 import pytest
 import torch
 
-from repquant.models.blocks import SHORTCUT_KINDS, DeployBlock, ShortcutBlock, make_block
-from repquant.models.network import build
+from repquant.models.blocks import SHORTCUT_KINDS, DeployBlock, ShortcutBlock
+from repquant.models.network import build, make_block
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import count_identities, diagonal_center, split_identity
 from repquant.models.spec import ArchSpec, BlockSpec
 from repquant.numerics.affine import Scheme, channel_range, fake_quantize, grid_for_range
 
 
-def fused_block(groups=1, squeeze_excite=False, stride=1, diagonal=None):
+def fused_block(groups=1, squeeze_excite=False, stride=1, diagonal=None, kind="repvgg"):
     torch.manual_seed(0)
-    spec = BlockSpec(in_channels=32, out_channels=32, stride=stride, groups=groups, squeeze_excite=squeeze_excite)
+    spec = BlockSpec(
+        in_channels=32, out_channels=32, stride=stride, groups=groups, squeeze_excite=squeeze_excite, kind=kind
+    )
     block = make_block(spec, "deploy").double().eval()
     if diagonal is not None:
         channels = torch.arange(32)
@@ -30,6 +32,15 @@ def test_the_block_computes_the_same(kind, groups, squeeze_excite, diagonal):
     assert isinstance(split, ShortcutBlock)
     assert not split.training
     assert torch.allclose(split(x), block(x), rtol=1e-11, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", SHORTCUT_KINDS)
+def test_squeeze_excite_behind_the_relu_is_kept(kind):
+    block = fused_block(kind="plus")
+    x = torch.randn(2, 32, 6, 5, dtype=torch.float64)
+    split = split_identity(torch.nn.Sequential(block), kind)[0]
+    assert torch.allclose(split(x), block(x), rtol=1e-11, atol=1e-9)
+    assert split.post_se is not block.post_se
 
 
 def test_what_the_convolution_keeps():

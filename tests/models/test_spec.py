@@ -56,6 +56,21 @@ def test_identity_needs_equal_shapes(in_channels: int, out_channels: int, stride
     assert block.has_identity is expected
 
 
+def test_repvggplus_splits_the_third_stage_and_has_no_squeeze_excite_before_the_relu() -> None:
+    spec = arch(block="plus", blocks=(8, 14, 24, 1))
+    assert [len(stage) for stage in spec.stages] == [8, 14, 12, 12, 1]
+    assert [stage[0].stride for stage in spec.stages] == [2, 2, 2, 1, 2]
+    assert all(block.post_squeeze_excite and not block.squeeze_excite for stage in spec.stages for block in stage)
+    assert spec.stem.post_squeeze_excite
+
+
+def test_kind_and_position_of_each_block() -> None:
+    spec = arch(block="repopt")
+    assert (spec.stem.kind, spec.stem.position) == ("repopt", 0)
+    assert [block.position for block in spec.stages[1]] == [0, 1, 2, 3]
+    assert {block.kind for stage in spec.stages for block in stage} == {"repopt"}
+
+
 def test_squeeze_excite_is_in_every_block_and_the_stem() -> None:
     spec = arch(squeeze_excite=True)
     assert all(block.squeeze_excite for block in (spec.stem, *(b for stage in spec.stages for b in stage)))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,40 @@ def on_meta(name: str, form: Form) -> RepVGG:
 
 def test_zoo_is_complete() -> None:
     variants = {"tiny", "A0", "A1", "A2", "B0", "B1", "B1g2", "B1g4"}
-    variants |= {"B2", "B2g2", "B2g4", "B3", "B3g2", "B3g4", "D2se"}
-    assert ARCHITECTURES.keys() == {f"RepVGG-{variant}" for variant in variants}
+    variants |= {"B2", "B2g2", "B2g4", "B3", "B3g2", "B3g4", "half"}
+    plain = {variant for variant in variants if "g" not in variant} | {"L1", "L2"}
+    names = {f"RepVGG-{variant}" for variant in variants | {"D2se"}} | {"RepVGGplus-L2pse"}
+    names |= {f"QARepVGG-{variant}" for variant in variants}
+    names |= {f"RepOpt-VGG-{variant}{suffix}" for variant in plain for suffix in ("", "-search")}
+    assert ARCHITECTURES.keys() == names
     assert all(name == spec.name for name, spec in ARCHITECTURES.items())
-    assert PUBLISHED.keys() == ARCHITECTURES.keys() - {"RepVGG-tiny", "RepVGG-B2g2", "RepVGG-B3g2"}
+    published = {name for name in ARCHITECTURES if name.startswith("RepVGG")} & PUBLISHED.keys()
+    unpublished = {"RepVGG-tiny", "RepVGG-half", "RepVGG-B2g2", "RepVGG-B3g2"}
+    assert published == {name for name in ARCHITECTURES if name.startswith("RepVGG")} - unpublished
+    assert PUBLISHED.keys() < ARCHITECTURES.keys()
+
+
+def test_variants_differ_from_repvgg_in_their_blocks_alone() -> None:
+    kinds = {"QARepVGG-A0": "qarepvgg", "RepOpt-VGG-A0": "repopt", "RepOpt-VGG-A0-search": "repopt-search"}
+    for name, kind in kinds.items():
+        assert get_spec(name) == replace(get_spec("RepVGG-A0"), name=name, block=kind)
+    assert get_spec("QARepVGG-B1g4").groups == 4
+
+
+@pytest.mark.parametrize("prefix", ["QARepVGG", "RepOpt-VGG"])
+def test_deploy_form_of_a_variant_costs_what_the_repvgg_costs(prefix: str) -> None:
+    assert count_parameters(on_meta(f"{prefix}-A0", "deploy")) == count_parameters(on_meta("RepVGG-A0", "deploy"))
+
+
+@pytest.mark.parametrize(("name", "millions"), [("L1", 76.0), ("L2", 118.1)])
+def test_repopt_has_the_parameters_that_its_authors_report(name: str, millions: float) -> None:
+    assert round(count_parameters(on_meta(f"RepOpt-VGG-{name}", "deploy")) / 1e6, 1) == millions
+
+
+def test_half_is_half_as_wide_as_a0() -> None:
+    half, whole = get_spec("RepVGG-half"), get_spec("RepVGG-A0")
+    assert half.blocks == whole.blocks
+    assert [2 * stage[0].out_channels for stage in half.stages] == [stage[0].out_channels for stage in whole.stages]
 
 
 @pytest.mark.parametrize("name", COUNTED)
@@ -53,7 +84,8 @@ def test_tiny_is_tiny() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("repvgg_b1g4", "RepVGG-B1g4"), ("A0", "RepVGG-A0"), ("RepVGG-D2", "RepVGG-D2se")]
+    ("typed", "meant"),
+    [("repvgg_b1g4", "RepVGG-B1g4"), ("A0", "RepVGG-A0"), ("RepVGG-D2", "RepVGG-D2se"), ("repopt-a0", "RepOpt-VGG-A0")],
 )
 def test_unknown_name_is_refused_with_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(InputError, match=f"unknown architecture '{typed}'; did you mean {meant}\\? The zoo has"):
@@ -61,7 +93,7 @@ def test_unknown_name_is_refused_with_the_nearest(typed: str, meant: str) -> Non
 
 
 def test_name_that_is_near_to_none_gets_the_list() -> None:
-    with pytest.raises(InputError, match="'x'; The zoo has RepVGG-tiny, RepVGG-A0, "):
+    with pytest.raises(InputError, match="'x'; The zoo has RepVGG-tiny, RepVGG-half, RepVGG-A0, "):
         get_spec("x")
 
 

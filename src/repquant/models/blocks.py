@@ -1,10 +1,11 @@
 """The RepVGG block in its two forms: parallel branches for training, one convolution for deployment."""
 
+from abc import abstractmethod
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from repquant.models.spec import BlockSpec, Form
+from repquant.models.spec import BlockSpec
 
 ShortcutKind = Literal["residual", "depthwise", "coarse-fine"]
 SHORTCUT_KINDS: tuple[ShortcutKind, ...] = get_args(ShortcutKind)
@@ -41,15 +42,16 @@ class SqueezeExcite(nn.Module):
     """Rescale each channel by a factor in (0, 1) computed from all of them (Hu et al., CVPR 2018).
 
     Args:
-        channels: channels of the input; the bottleneck has a sixteenth of them.
+        channels: channels of the input.
+        reduction: how many times fewer the bottleneck has.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.down = nn.Conv2d(channels, channels // 16, 1)
+        self.down = nn.Conv2d(channels, channels // reduction, 1)
         self.relu = nn.ReLU()
-        self.up = nn.Conv2d(channels // 16, channels, 1)
+        self.up = nn.Conv2d(channels // reduction, channels, 1)
         self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +60,32 @@ class SqueezeExcite(nn.Module):
         return x * factor
 
 
-class RepVGGBlock(nn.Module):
-    """Training form: relu(se(bn(conv3x3(x)) + bn(conv1x1(x)) + bn(x))), bn(x) where `spec.has_identity`."""
+class TrainingBlock(nn.Module):
+    """A block whose branches equal one 3x3 convolution in inference mode: post_se(relu(se(branches(x)))).
+
+    A subclass sets the modules below and defines its branches; `repquant.models.fuse.equivalent_kernel` is the algebra.
+    """
+
+    spec: BlockSpec
+    se: SqueezeExcite | nn.Identity
+    relu: nn.ReLU
+    post_se: SqueezeExcite | nn.Identity
+
+    @abstractmethod
+    def branches(self, x: Tensor) -> Tensor:
+        """Map (N, I, H, W) to (N, O, ceil(H/stride), ceil(W/stride)), an affine function in inference mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, I, H, W) to (N, O, ceil(H/stride), ceil(W/stride))."""
+        y: Tensor = self.post_se(self.relu(self.se(self.branches(x))))
+        return y
+
+
+class RepVGGBlock(TrainingBlock):
+    """Training form: branches bn(conv3x3(x)) + bn(conv1x1(x)) + bn(x), the last where `spec.has_identity`.
+
+    RepVGGplus has the same block with squeeze-and-excite behind the ReLU (`spec.post_squeeze_excite`).
+    """
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
@@ -67,31 +93,30 @@ class RepVGGBlock(nn.Module):
         self.conv3x3 = ConvBN(spec, 3)
         self.conv1x1 = ConvBN(spec, 1)
         self.identity = nn.BatchNorm2d(spec.in_channels) if spec.has_identity else None
-        self.se = _squeeze_excite(spec)
+        self.se = squeeze_excite(spec)
         self.relu = nn.ReLU()
+        self.post_se = post_squeeze_excite(spec)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, I, H, W) to (N, O, ceil(H/stride), ceil(W/stride))."""
-        branches = self.conv3x3(x) + self.conv1x1(x)
-        if self.identity is not None:
-            branches = branches + self.identity(x)
-        y: Tensor = self.relu(self.se(branches))
-        return y
+    def branches(self, x: Tensor) -> Tensor:
+        """Sum the branches."""
+        total: Tensor = self.conv3x3(x) + self.conv1x1(x)
+        return total if self.identity is None else total + self.identity(x)
 
 
 class DeployBlock(nn.Module):
-    """Deploy form: relu(se(conv3x3(x) + bias))."""
+    """Deploy form: post_se(relu(se(conv3x3(x) + bias)))."""
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
         self.spec = spec
         self.conv = nn.Conv2d(spec.in_channels, spec.out_channels, 3, stride=spec.stride, padding=1, groups=spec.groups)
-        self.se = _squeeze_excite(spec)
+        self.se = squeeze_excite(spec)
         self.relu = nn.ReLU()
+        self.post_se = post_squeeze_excite(spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I, H, W) to (N, O, ceil(H/stride), ceil(W/stride))."""
-        y: Tensor = self.relu(self.se(self.conv(x)))
+        y: Tensor = self.post_se(self.relu(self.se(self.conv(x))))
         return y
 
 
@@ -104,7 +129,7 @@ class Residual(nn.Identity):
 
 
 class ShortcutBlock(nn.Module):
-    """Deploy form with the identity branch apart: relu(se(conv3x3(x) + bias + shortcut(x))).
+    """Deploy form with the identity branch apart: post_se(relu(se(conv3x3(x) + bias + shortcut(x)))).
 
     Args:
         spec: of a block with an identity branch.
@@ -127,20 +152,22 @@ class ShortcutBlock(nn.Module):
             groups = channels if kind == "depthwise" else spec.groups
             self.shortcut = nn.Conv2d(channels, channels, 1, groups=groups, bias=False)
         self.shortcut_term = nn.Identity() if kind == "residual" else Term()
-        self.se = _squeeze_excite(spec)
+        self.se = squeeze_excite(spec)
         self.relu = nn.ReLU()
+        self.post_se = post_squeeze_excite(spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
         total = self.conv_term(self.conv(x)) + self.shortcut_term(self.shortcut(x))
-        y: Tensor = self.relu(self.se(total))
+        y: Tensor = self.post_se(self.relu(self.se(total)))
         return y
 
 
-def make_block(spec: BlockSpec, form: Form) -> RepVGGBlock | DeployBlock:
-    """Return a freshly initialized block of the given form."""
-    return RepVGGBlock(spec) if form == "training" else DeployBlock(spec)
-
-
-def _squeeze_excite(spec: BlockSpec) -> SqueezeExcite | nn.Identity:
+def squeeze_excite(spec: BlockSpec) -> SqueezeExcite | nn.Identity:
+    """Return what a block does to its sum before the ReLU."""
     return SqueezeExcite(spec.out_channels) if spec.squeeze_excite else nn.Identity()
+
+
+def post_squeeze_excite(spec: BlockSpec) -> SqueezeExcite | nn.Identity:
+    """Return what a block does behind its ReLU; the bottleneck of RepVGGplus has a quarter of the channels."""
+    return SqueezeExcite(spec.out_channels, reduction=4) if spec.post_squeeze_excite else nn.Identity()

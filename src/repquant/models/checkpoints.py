@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError
-from repquant.models.dialects import detect, detect_form, from_native, get_dialect, to_dialect
+from repquant.models.dialects import detect, detect_form, dialect_for, from_native, to_dialect
 from repquant.models.mismatch import differences, explain
 from repquant.models.network import RepVGG, build
 from repquant.models.zoo import get_spec
@@ -67,9 +67,8 @@ def load_model(path: Path | str, arch: str, num_classes: int) -> RepVGG:
             f"weights {path} ({dialect} keys, {form} form) do not fit {arch} with {num_classes} classes:\n"
             + explain(tensors, expected, dialect)
         )
-    state = {
-        name: tensors.get(from_native(name, dialect), torch.zeros((), dtype=torch.int64)) for name in model.state_dict()
-    }
+    counter = torch.zeros((), dtype=torch.int64)
+    state = {name: tensors.get(from_native(name, dialect) or name, counter) for name in model.state_dict()}
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -81,13 +80,18 @@ def save_model(model: RepVGG, path: Path | str, dialect: str = "official") -> No
     architecture, class count and form as metadata.
 
     Raises:
-        InputError: another suffix, an unknown dialect, or a folder that is missing or can't be written.
+        InputError: another suffix, a dialect that is unknown or has no names for such a network, or a folder that is
+            missing or can't be written.
     """
     path = Path(path)
-    tensors = {
-        key: tensor.detach().cpu().contiguous()
-        for key, tensor in to_dialect(model.state_dict(), get_dialect(dialect).name).items()
-    }
+    names = dialect_for(dialect, model.spec.block).name
+    for name in model.state_dict():
+        if from_native(name, names) is None:
+            raise InputError(
+                f"the {dialect} dialect has no key for {name}: it does not know {model.spec.name} in {model.form} "
+                "form; use the official dialect, or the deploy form"
+            )
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in to_dialect(model.state_dict(), names).items()}
     if path.suffix == ".safetensors":
         metadata = {
             "dialect": dialect,

@@ -1,12 +1,11 @@
 """Key maps between other projects' RepVGG checkpoints and the module names of `repquant.models.network`."""
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from repquant.errors import InputError
-from repquant.models.spec import Form
+from repquant.models.spec import BlockKind, Form
 
 Value = TypeVar("Value")
 
@@ -18,19 +17,40 @@ class Dialect:
     Attributes:
         name: what the command line calls it.
         stem: prefix of the first block.
-        stage: prefix of a stage, before its number.
-        first_stage: number of the first stage after the stem.
+        stages: prefixes of the stages after it.
         head: prefix of the classifier.
         parts: prefix inside a block, by native prefix.
+        auxiliary: prefixes of the auxiliary classifiers.
+        auxiliary_parts: prefix inside one, by native prefix.
     """
 
     name: str
     stem: str
-    stage: str
-    first_stage: int
+    stages: tuple[str, ...]
     head: str
     parts: dict[str, str]
+    auxiliary: tuple[str, ...] = ()
+    auxiliary_parts: dict[str, str] = field(default_factory=dict)
 
+
+_REPVGG_PARTS = {
+    "conv3x3.conv": "rbr_dense.conv",
+    "conv3x3.bn": "rbr_dense.bn",
+    "conv1x1.conv": "rbr_1x1.conv",
+    "conv1x1.bn": "rbr_1x1.bn",
+    "identity": "rbr_identity",
+    "conv": "rbr_reparam",
+    "se.down": "se.down",
+    "se.up": "se.up",
+}
+_QAREPVGG_PARTS = {"pointwise": "rbr_1x1", "bn": "bn"}  # https://github.com/meituan/YOLOv6
+_REPOPT_PARTS = {  # https://github.com/DingXiaoH/RepOptimizers
+    "conv3x3": "conv",
+    "conv1x1": "conv_1x1",
+    "scale3x3": "scale_conv",
+    "scale1x1": "scale_1x1",
+    "scale_identity": "scale_identity",
+}
 
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
@@ -38,25 +58,14 @@ DIALECTS: dict[str, Dialect] = {
         Dialect(  # https://github.com/DingXiaoH/RepVGG
             name="official",
             stem="stage0",
-            stage="stage",
-            first_stage=1,
+            stages=("stage1", "stage2", "stage3", "stage4"),
             head="linear",
-            parts={
-                "conv3x3.conv": "rbr_dense.conv",
-                "conv3x3.bn": "rbr_dense.bn",
-                "conv1x1.conv": "rbr_1x1.conv",
-                "conv1x1.bn": "rbr_1x1.bn",
-                "identity": "rbr_identity",
-                "conv": "rbr_reparam",
-                "se.down": "se.down",
-                "se.up": "se.up",
-            },
+            parts=_REPVGG_PARTS | _QAREPVGG_PARTS | _REPOPT_PARTS,
         ),
         Dialect(  # https://github.com/huggingface/pytorch-image-models, models repvgg_*
             name="timm",
             stem="stem",
-            stage="stages.",
-            first_stage=0,
+            stages=("stages.0", "stages.1", "stages.2", "stages.3"),
             head="head.fc",
             parts={
                 "conv3x3.conv": "conv_kxk.conv",
@@ -72,8 +81,7 @@ DIALECTS: dict[str, Dialect] = {
         Dialect(  # https://github.com/open-mmlab/mmpretrain
             name="mmpretrain",
             stem="backbone.stem",
-            stage="backbone.stage_",
-            first_stage=1,
+            stages=("backbone.stage_1", "backbone.stage_2", "backbone.stage_3", "backbone.stage_4"),
             head="head.fc",
             parts={
                 "conv3x3.conv": "branch_3x3.conv",
@@ -89,14 +97,28 @@ DIALECTS: dict[str, Dialect] = {
     )
 }
 
+_PLUS = Dialect(  # repvggplus.py of the official repository
+    name="official RepVGGplus",
+    stem="stage0",
+    stages=("stage1.blocks", "stage2.blocks", "stage3_first.blocks", "stage3_second.blocks", "stage4.blocks"),
+    head="linear",
+    parts=_REPVGG_PARTS | {"post_se.down": "post_se.down", "post_se.up": "post_se.up"},
+    auxiliary=("stage1_aux", "stage2_aux", "stage3_first_aux"),
+    auxiliary_parts={"reduce.conv": "0.conv", "reduce.bn": "0.bn", "linear": "3"},
+)
+"""The official names for RepVGGplus; whoever asks for the official dialect gets them for such a network."""
+
 _NATIVE = Dialect(
     name="native",
     stem="stem",
-    stage="stages.",
-    first_stage=0,
+    stages=tuple(f"stages.{index}" for index in range(5)),
     head="head",
-    parts={part: part for part in DIALECTS["official"].parts},
+    parts={part: part for part in DIALECTS["official"].parts | _PLUS.parts},
+    auxiliary=tuple(f"auxiliary.{index}" for index in range(3)),
+    auxiliary_parts={part: part for part in _PLUS.auxiliary_parts},
 )
+
+_KNOWN = DIALECTS | {_PLUS.name: _PLUS}
 
 
 def get_dialect(name: str) -> Dialect:
@@ -105,9 +127,18 @@ def get_dialect(name: str) -> Dialect:
     Raises:
         InputError: there is none.
     """
-    if name not in DIALECTS:
+    if name not in _KNOWN:
         raise InputError(f"unknown checkpoint dialect {name!r}; choose one of {', '.join(DIALECTS)}")
-    return DIALECTS[name]
+    return _KNOWN[name]
+
+
+def dialect_for(name: str, block: BlockKind) -> Dialect:
+    """Return the dialect of that name for networks with this block: the official one has two key layouts.
+
+    Raises:
+        InputError: there is none.
+    """
+    return _PLUS if name == "official" and block == "plus" else get_dialect(name)
 
 
 def detect(keys: Iterable[str]) -> str:
@@ -117,7 +148,7 @@ def detect(keys: Iterable[str]) -> str:
         InputError: no key names a part of a RepVGG block in any dialect; the message shows the first keys.
     """
     keys = tuple(keys)
-    recognized = {dialect.name: sum(_is_block_key(key, dialect) for key in keys) for dialect in DIALECTS.values()}
+    recognized = {dialect.name: sum(_is_block_key(key, dialect) for key in keys) for dialect in _KNOWN.values()}
     best = max(recognized, key=recognized.__getitem__)
     if not recognized[best]:
         first = ", ".join(keys[:3]) or "none"
@@ -139,42 +170,43 @@ def to_native(key: str, dialect: str) -> str | None:
     return _translate(key, get_dialect(dialect), _NATIVE)
 
 
-def from_native(name: str, dialect: str) -> str:
-    """Return a checkpoint's key for a name in the state dict of a `RepVGG`."""
-    key = _translate(name, _NATIVE, get_dialect(dialect))
-    assert key is not None, f"{name} is not a name of a RepVGG"
-    return key
+def from_native(name: str, dialect: str) -> str | None:
+    """Return a checkpoint's key for a name in the state dict of a `RepVGG`, None if the dialect has none."""
+    return _translate(name, _NATIVE, get_dialect(dialect))
 
 
 def to_dialect(state: Mapping[str, Value], dialect: str) -> dict[str, Value]:
-    """Return the state dict of a `RepVGG` under a checkpoint's keys; the values are the same objects."""
-    return {from_native(name, dialect): value for name, value in state.items()}
+    """Return the state dict of a `RepVGG` under a checkpoint's keys; the values are the same objects.
+
+    A name for which the dialect has no key stays as it is.
+    """
+    return {from_native(name, dialect) or name: value for name, value in state.items()}
 
 
 def _translate(key: str, source: Dialect, target: Dialect) -> str | None:
     prefix, _, leaf = key.rpartition(".")
     if prefix == source.head:
         return f"{target.head}.{leaf}"
-    if (place := _split_block(prefix, source)) is None:
-        return None
-    stage, index, part = place
-    native_part = next((native for native, theirs in source.parts.items() if theirs == part), None)
-    if native_part is None:
-        return None
-    block = target.stem if stage is None else f"{target.stage}{stage + target.first_stage}.{index}"
-    return f"{block}.{target.parts[native_part]}.{leaf}"
+    if prefix.startswith(f"{source.stem}."):
+        part = _rename(prefix.removeprefix(f"{source.stem}."), source.parts, target.parts)
+        return part and f"{target.stem}.{part}.{leaf}"
+    for theirs, ours in zip(source.auxiliary, target.auxiliary, strict=False):
+        if prefix.startswith(f"{theirs}."):
+            part = _rename(prefix.removeprefix(f"{theirs}."), source.auxiliary_parts, target.auxiliary_parts)
+            return part and f"{ours}.{part}.{leaf}"
+    for theirs, ours in zip(source.stages, target.stages, strict=False):
+        if prefix.startswith(f"{theirs}."):
+            index, _, inner = prefix.removeprefix(f"{theirs}.").partition(".")
+            part = _rename(inner, source.parts, target.parts) if index.isdecimal() else None
+            return part and f"{ours}.{index}.{part}.{leaf}"
+    return None
 
 
-def _split_block(prefix: str, dialect: Dialect) -> tuple[int | None, int, str] | None:
-    """Split the key of a block into stage (0..3, None for the stem), block index and part."""
-    if prefix.startswith(f"{dialect.stem}."):
-        return None, 0, prefix.removeprefix(f"{dialect.stem}.")
-    match = re.fullmatch(rf"{re.escape(dialect.stage)}(\d+)\.(\d+)\.(.+)", prefix)
-    if match is None:
-        return None
-    return int(match[1]) - dialect.first_stage, int(match[2]), match[3]
+def _rename(part: str, source: Mapping[str, str], target: Mapping[str, str]) -> str | None:
+    native = next((native for native, theirs in source.items() if theirs == part), None)
+    return None if native is None else target.get(native)
 
 
 def _is_block_key(key: str, dialect: Dialect) -> bool:
     native = _translate(key, dialect, _NATIVE)
-    return native is not None and not native.startswith(f"{_NATIVE.head}.")
+    return native is not None and native.startswith((f"{_NATIVE.stem}.", "stages."))

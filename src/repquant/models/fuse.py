@@ -9,11 +9,13 @@ keep the dtype of their input and are differentiable, so that training can quant
 through it.
 """
 
+from functools import singledispatch
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repquant.models.blocks import RepVGGBlock
+from repquant.models.blocks import RepVGGBlock, TrainingBlock
 
 
 def scale_shift(gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -38,30 +40,38 @@ def identity_kernel(
     return kernel
 
 
-def equivalent_kernel(block: RepVGGBlock) -> tuple[Tensor, Tensor]:
-    """Return the kernel (O, I/groups, 3, 3) and bias (O,) that equal the block's branches in inference mode.
-
-    Gradients reach the convolutions and the affine parameters of the batch normalizations; the running
-    statistics are constants.
-    """
-    w3 = block.conv3x3.conv.weight
-    t3, shift3 = _inference_scale_shift(block.conv3x3.bn)
-    t1, shift1 = _inference_scale_shift(block.conv1x1.bn)
-    kernel = _per_output(t3) * w3 + pad_pointwise(_per_output(t1) * block.conv1x1.conv.weight)
-    bias = shift3 + shift1
-    if block.identity is not None:
-        t0, shift0 = _inference_scale_shift(block.identity)
-        identity = identity_kernel(block.spec.in_channels, block.spec.groups, w3.dtype, w3.device)
-        kernel = kernel + _per_output(t0) * identity
-        bias = bias + shift0
-    return kernel, bias
-
-
-def _inference_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def inference_scale_shift(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return `scale_shift` of a batch normalization by its running statistics."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     return scale_shift(bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps)
 
 
-def _per_output(t: Tensor) -> Tensor:
+def per_output(t: Tensor) -> Tensor:
+    """Give factors (O,) the shape that multiplies a kernel (O, I/groups, K, K)."""
     return t.view(-1, 1, 1, 1)
+
+
+@singledispatch
+def equivalent_kernel(block: TrainingBlock) -> tuple[Tensor, Tensor]:
+    """Return the kernel (O, I/groups, 3, 3) and bias (O,) that equal the block's branches in inference mode.
+
+    Gradients reach the convolutions, scales and affine parameters of the batch normalizations; the running
+    statistics are constants. Each kind of block registers its algebra.
+    """
+    raise NotImplementedError(f"{type(block).__name__} has no registered equivalent kernel")
+
+
+@equivalent_kernel.register
+def _(block: RepVGGBlock) -> tuple[Tensor, Tensor]:
+    w3 = block.conv3x3.conv.weight
+    t3, shift3 = inference_scale_shift(block.conv3x3.bn)
+    t1, shift1 = inference_scale_shift(block.conv1x1.bn)
+    kernel = per_output(t3) * w3 + pad_pointwise(per_output(t1) * block.conv1x1.conv.weight)
+    bias = shift3 + shift1
+    if block.identity is not None:
+        t0, shift0 = inference_scale_shift(block.identity)
+        identity = identity_kernel(block.spec.in_channels, block.spec.groups, w3.dtype, w3.device)
+        kernel = kernel + per_output(t0) * identity
+        bias = bias + shift0
+    return kernel, bias

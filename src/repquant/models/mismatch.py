@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repquant.models.dialects import DIALECTS, detect_form, to_dialect
-from repquant.models.network import build
+from repquant.models.dialects import detect_form, get_dialect, to_dialect
+from repquant.models.network import build, make_block
+from repquant.models.spec import ArchSpec, Form
 from repquant.models.zoo import ARCHITECTURES
 
 _SHOWN = 3
@@ -40,17 +41,20 @@ def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def closest_architecture(found: Mapping[str, Tensor], dialect: str) -> ClosestArchitecture:
-    """Return the architecture that shares the largest part of its keys and shapes with the file."""
-    head = found.get(f"{DIALECTS[dialect].head}.weight")
+    """Return the architecture that shares the largest part of its keys and shapes with the file.
+
+    Of architectures that are the same in deploy form, it is the RepVGG.
+    """
+    head = found.get(f"{get_dialect(dialect).head}.weight")
     num_classes = head.shape[0] if head is not None and head.ndim == 2 else None
     form = detect_form(found, dialect)
     candidates = []
-    for arch in ARCHITECTURES:
+    for spec in _same_stem(found, dialect, form) or ARCHITECTURES.values():
         with torch.device("meta"):
-            expected = to_dialect(build(arch, num_classes or 1, form).state_dict(), dialect)
+            expected = to_dialect(build(spec, num_classes or 1, form).state_dict(), dialect)
         total = len(expected.keys() | found.keys())
         fitting = total - len(differences(found, expected))
-        candidates.append(ClosestArchitecture(arch, num_classes, fitting, total))
+        candidates.append(ClosestArchitecture(spec.name, num_classes, fitting, total))
     return max(candidates, key=lambda candidate: candidate.fitting / candidate.total)
 
 
@@ -61,6 +65,17 @@ def explain(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], dialect
     if len(keys) > _SHOWN:
         lines.append(f"  and {len(keys) - _SHOWN} more")
     return "\n".join([*lines, _advice(closest_architecture(found, dialect))])
+
+
+def _same_stem(found: Mapping[str, Tensor], dialect: str, form: Form) -> list[ArchSpec]:
+    """Return the architectures whose first block has no key that the file lacks: to build all takes seconds."""
+    same = []
+    for spec in ARCHITECTURES.values():
+        with torch.device("meta"):
+            stem = make_block(spec.stem, form).state_dict(prefix="stem.")
+        if all(key in found or key.endswith("num_batches_tracked") for key in to_dialect(stem, dialect)):
+            same.append(spec)
+    return same
 
 
 def _agree(key: str, found: Tensor | None, expected: Tensor | None) -> bool:

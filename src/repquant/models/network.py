@@ -8,9 +8,25 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repquant.errors import InputError
-from repquant.models.blocks import DeployBlock, make_block
-from repquant.models.spec import ArchSpec, Form
+from repquant.models.blocks import DeployBlock, RepVGGBlock, TrainingBlock
+from repquant.models.plus import AuxiliaryHeads
+from repquant.models.qarep import QARepVGGBlock
+from repquant.models.repopt_blocks import RepOptBlock, RepOptSearchBlock
+from repquant.models.spec import ArchSpec, BlockKind, BlockSpec, Form
 from repquant.models.zoo import get_spec
+
+_TRAINING_BLOCKS: dict[BlockKind, type[RepVGGBlock | QARepVGGBlock | RepOptBlock | RepOptSearchBlock]] = {
+    "repvgg": RepVGGBlock,
+    "plus": RepVGGBlock,
+    "qarepvgg": QARepVGGBlock,
+    "repopt": RepOptBlock,
+    "repopt-search": RepOptSearchBlock,
+}
+
+
+def make_block(spec: BlockSpec, form: Form) -> TrainingBlock | DeployBlock:
+    """Return a freshly initialized block of the given form."""
+    return _TRAINING_BLOCKS[spec.kind](spec) if form == "training" else DeployBlock(spec)
 
 
 class RepVGG(nn.Module):
@@ -32,19 +48,28 @@ class RepVGG(nn.Module):
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(spec.features, num_classes)
+        has_auxiliary = spec.block == "plus" and form == "training"
+        channels = [stage[-1].out_channels for stage in spec.stages[:3]] if has_auxiliary else []
+        self.auxiliary = AuxiliaryHeads(channels, num_classes)
 
     @property
     def form(self) -> Form:
         """The form of the blocks."""
         return "deploy" if isinstance(self.stem, DeployBlock) else "training"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images (N, 3, H, W) to logits (N, num_classes)."""
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """Map normalized images (N, 3, H, W) to logits (N, num_classes).
+
+        A network with auxiliary classifiers returns, in training mode, the logits and those of each of them.
+        """
         x = self.stem(x)
-        for stage in self.stages:
+        auxiliary = []
+        for index, stage in enumerate(self.stages):
             x = stage(x)
+            if self.training and index < len(self.auxiliary):
+                auxiliary.append(self.auxiliary[index](x))
         logits: Tensor = self.head(self.pool(x).flatten(1))
-        return logits
+        return (logits, tuple(auxiliary)) if auxiliary else logits
 
 
 def build(spec: ArchSpec | str, num_classes: int, form: Form = "training") -> RepVGG:

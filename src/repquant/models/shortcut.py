@@ -45,6 +45,16 @@ def split_identity(model: ModuleT, kind: ShortcutKind, scheme: Scheme = _INT8) -
     return copy.deepcopy(model, memo)
 
 
+def merge_residuals(model: ModuleT) -> ModuleT:
+    """Return a copy in which every block with a shortcut of kind "residual" is the fused one that computes the same."""
+    memo: dict[int, Any] = {
+        id(block): _merged(block)
+        for block in model.modules()
+        if isinstance(block, ShortcutBlock) and block.kind == "residual"
+    }
+    return copy.deepcopy(model, memo)
+
+
 def count_identities(model: nn.Module) -> int:
     """Return how many fused blocks have an identity branch in their kernel."""
     return sum(isinstance(block, DeployBlock) and block.spec.has_identity for block in model.modules())
@@ -54,6 +64,19 @@ def diagonal_center(kernel: Tensor, groups: int) -> Tensor:
     """Return the weights that an identity branch is added to: (C, C/groups, 3, 3) -> (C,)."""
     channels = torch.arange(len(kernel), device=kernel.device)
     return kernel[channels, channels % (len(kernel) // groups), 1, 1]
+
+
+@torch.no_grad()
+def _merged(block: ShortcutBlock) -> DeployBlock:
+    merged = DeployBlock(block.spec)
+    kernel = block.conv.weight
+    merged.conv.weight.copy_(kernel + identity_kernel(len(kernel), block.spec.groups, kernel.dtype, kernel.device))
+    assert block.conv.bias is not None
+    assert merged.conv.bias is not None
+    merged.conv.bias.copy_(block.conv.bias)
+    merged.se = copy.deepcopy(block.se)
+    merged.post_se = copy.deepcopy(block.post_se)
+    return merged.train(block.training)
 
 
 @torch.no_grad()
@@ -82,4 +105,5 @@ def _split(block: DeployBlock, kind: ShortcutKind, scheme: Scheme) -> ShortcutBl
     assert block.conv.bias is not None
     split.conv.bias = nn.Parameter(block.conv.bias.clone())
     split.se = copy.deepcopy(block.se)
+    split.post_se = copy.deepcopy(block.post_se)
     return split.train(block.training)

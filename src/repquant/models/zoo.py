@@ -1,37 +1,63 @@
 """The architectures by name, and what has been published about them."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repquant.errors import InputError
-from repquant.models.spec import ArchSpec
+from repquant.models.spec import ArchSpec, BlockKind
 
 _BLOCKS_A = (2, 4, 14, 1)
 _BLOCKS_B = (4, 6, 16, 1)
 _BLOCKS_D = (8, 14, 24, 1)
 
-ARCHITECTURES: dict[str, ArchSpec] = {
-    spec.name: spec
-    for spec in (
-        ArchSpec(name="RepVGG-tiny", blocks=(2, 3, 4, 1), widths=(0.25, 0.25, 0.25, 0.5)),
-        ArchSpec(name="RepVGG-A0", blocks=_BLOCKS_A, widths=(0.75, 0.75, 0.75, 2.5)),
-        ArchSpec(name="RepVGG-A1", blocks=_BLOCKS_A, widths=(1, 1, 1, 2.5)),
-        ArchSpec(name="RepVGG-A2", blocks=_BLOCKS_A, widths=(1.5, 1.5, 1.5, 2.75)),
-        ArchSpec(name="RepVGG-B0", blocks=_BLOCKS_B, widths=(1, 1, 1, 2.5)),
-        ArchSpec(name="RepVGG-B1", blocks=_BLOCKS_B, widths=(2, 2, 2, 4)),
-        ArchSpec(name="RepVGG-B1g2", blocks=_BLOCKS_B, widths=(2, 2, 2, 4), groups=2),
-        ArchSpec(name="RepVGG-B1g4", blocks=_BLOCKS_B, widths=(2, 2, 2, 4), groups=4),
-        ArchSpec(name="RepVGG-B2", blocks=_BLOCKS_B, widths=(2.5, 2.5, 2.5, 5)),
-        ArchSpec(name="RepVGG-B2g2", blocks=_BLOCKS_B, widths=(2.5, 2.5, 2.5, 5), groups=2),
-        ArchSpec(name="RepVGG-B2g4", blocks=_BLOCKS_B, widths=(2.5, 2.5, 2.5, 5), groups=4),
-        ArchSpec(name="RepVGG-B3", blocks=_BLOCKS_B, widths=(3, 3, 3, 5)),
-        ArchSpec(name="RepVGG-B3g2", blocks=_BLOCKS_B, widths=(3, 3, 3, 5), groups=2),
-        ArchSpec(name="RepVGG-B3g4", blocks=_BLOCKS_B, widths=(3, 3, 3, 5), groups=4),
-        ArchSpec(name="RepVGG-D2se", blocks=_BLOCKS_D, widths=(2.5, 2.5, 2.5, 5), squeeze_excite=True),
-    )
-}
-"""RepVGG-tiny is this project's own, for images of 32 to 64 pixels; the others are the official code's."""
+_REPVGG = (
+    ArchSpec(name="RepVGG-tiny", blocks=(2, 3, 4, 1), widths=(0.25, 0.25, 0.25, 0.5)),
+    ArchSpec(name="RepVGG-half", blocks=_BLOCKS_A, widths=(0.375, 0.375, 0.375, 1.25)),
+    ArchSpec(name="RepVGG-A0", blocks=_BLOCKS_A, widths=(0.75, 0.75, 0.75, 2.5)),
+    ArchSpec(name="RepVGG-A1", blocks=_BLOCKS_A, widths=(1, 1, 1, 2.5)),
+    ArchSpec(name="RepVGG-A2", blocks=_BLOCKS_A, widths=(1.5, 1.5, 1.5, 2.75)),
+    ArchSpec(name="RepVGG-B0", blocks=_BLOCKS_B, widths=(1, 1, 1, 2.5)),
+    ArchSpec(name="RepVGG-B1", blocks=_BLOCKS_B, widths=(2, 2, 2, 4)),
+    ArchSpec(name="RepVGG-B1g2", blocks=_BLOCKS_B, widths=(2, 2, 2, 4), groups=2),
+    ArchSpec(name="RepVGG-B1g4", blocks=_BLOCKS_B, widths=(2, 2, 2, 4), groups=4),
+    ArchSpec(name="RepVGG-B2", blocks=_BLOCKS_B, widths=(2.5, 2.5, 2.5, 5)),
+    ArchSpec(name="RepVGG-B2g2", blocks=_BLOCKS_B, widths=(2.5, 2.5, 2.5, 5), groups=2),
+    ArchSpec(name="RepVGG-B2g4", blocks=_BLOCKS_B, widths=(2.5, 2.5, 2.5, 5), groups=4),
+    ArchSpec(name="RepVGG-B3", blocks=_BLOCKS_B, widths=(3, 3, 3, 5)),
+    ArchSpec(name="RepVGG-B3g2", blocks=_BLOCKS_B, widths=(3, 3, 3, 5), groups=2),
+    ArchSpec(name="RepVGG-B3g4", blocks=_BLOCKS_B, widths=(3, 3, 3, 5), groups=4),
+    ArchSpec(name="RepVGG-D2se", blocks=_BLOCKS_D, widths=(2.5, 2.5, 2.5, 5), squeeze_excite=True),
+)
+_REPVGGPLUS = ArchSpec(name="RepVGGplus-L2pse", blocks=_BLOCKS_D, widths=(2.5, 2.5, 2.5, 5), block="plus")
+_REPOPT_ONLY = (
+    ArchSpec(name="RepOpt-VGG-L1", blocks=_BLOCKS_D, widths=(2, 2, 2, 4), block="repopt"),
+    ArchSpec(name="RepOpt-VGG-L2", blocks=_BLOCKS_D, widths=(2.5, 2.5, 2.5, 5), block="repopt"),
+)
+SEARCH_SUFFIX = "-search"
+"""Ends the name of the network that finds the scales of a RepOpt-VGG."""
+
+
+def _with_block(spec: ArchSpec, block: BlockKind, prefix: str) -> ArchSpec:
+    return replace(spec, name=spec.name.replace("RepVGG", prefix), block=block)
+
+
+def _qarepvgg() -> list[ArchSpec]:
+    return [_with_block(spec, "qarepvgg", "QARepVGG") for spec in _REPVGG if not spec.squeeze_excite]
+
+
+def _repopt() -> list[ArchSpec]:
+    plain = [spec for spec in _REPVGG if spec.groups == 1 and not spec.squeeze_excite]
+    targets = [*(_with_block(spec, "repopt", "RepOpt-VGG") for spec in plain), *_REPOPT_ONLY]
+    searches = [replace(spec, name=spec.name + SEARCH_SUFFIX, block="repopt-search") for spec in targets]
+    return targets + searches
+
+
+ARCHITECTURES: dict[str, ArchSpec] = {spec.name: spec for spec in (*_REPVGG, _REPVGGPLUS, *_qarepvgg(), *_repopt())}
+"""Every RepVGG without squeeze-and-excite is there with the QARepVGG block, and every one without groups too as
+RepOpt-VGG, whose scales the network of the same name with -search finds. The tiny (for images of 32 to 64 pixels) and
+half (half as wide as A0, for small machines) sizes are this project's own; the others are those of the official code.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +95,16 @@ PUBLISHED: dict[str, PublishedFigures] = {
     "RepVGG-B3": _at_224(80.52, 110.96, 26.2),
     "RepVGG-B3g4": _at_224(80.21, 75.62, 16.1),
     "RepVGG-D2se": PublishedFigures(top1_percent=83.55, image_size=320),
+    "RepVGGplus-L2pse": PublishedFigures(top1_percent=84.06, image_size=320),
+    "QARepVGG-A0": PublishedFigures(top1_percent=72.2),
+    "QARepVGG-B0": PublishedFigures(top1_percent=74.8),
+    "QARepVGG-B1": PublishedFigures(top1_percent=78.0),
+    "QARepVGG-B1g2": PublishedFigures(top1_percent=77.7),
+    "QARepVGG-B2": PublishedFigures(top1_percent=79.0),
+    "RepOpt-VGG-A0": PublishedFigures(top1_percent=70.3),
+    "RepOpt-VGG-B1": PublishedFigures(top1_percent=78.5),
 }
-"""From the paper and the official repository; nothing has been published for B2g2 and B3g2."""
+"""From the papers and the official repository; RepOpt-VGG as the QARepVGG paper reports it."""
 
 
 def get_spec(name: str) -> ArchSpec:
