@@ -1,19 +1,25 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from repquant.data.decoding import UnreadableImageError, decode
+from repquant.data.decoding import Crop, UnreadableImageError, cut, decode, read_bytes
 from repquant.errors import InputError
+
+
+def decoded(file: Path, **options: object) -> Image.Image:
+    return decode(read_bytes(file), str(file), **options)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_usual_mode_becomes_rgb(save_image, mode):
-    image = decode(save_image("image.png", mode))
+    image = decoded(save_image("image.png", mode))
     assert (image.mode, image.size) == ("RGB", (8, 6))
 
 
 def test_grayscale_jpeg_has_equal_channels(save_image):
-    pixels = np.asarray(decode(save_image("gray.jpg", "L")))
+    pixels = np.asarray(decoded(save_image("gray.jpg", "L")))
     assert pixels.shape == (6, 8, 3)
     assert np.ptp(pixels, axis=2).max() == 0
     assert np.ptp(pixels) > 0
@@ -21,14 +27,14 @@ def test_grayscale_jpeg_has_equal_channels(save_image):
 
 def test_cmyk_jpeg_is_converted(tmp_path):
     Image.new("CMYK", (4, 4), (255, 0, 0, 0)).save(tmp_path / "cyan.jpg", quality=100)
-    red, green, blue = decode(tmp_path / "cyan.jpg").getpixel((0, 0))
+    red, green, blue = decoded(tmp_path / "cyan.jpg").getpixel((0, 0))
     assert red < 5
     assert min(green, blue) > 250
 
 
 def test_alpha_is_dropped_without_compositing(tmp_path):
     Image.new("RGBA", (1, 1), (200, 100, 50, 0)).save(tmp_path / "clear.png")
-    assert decode(tmp_path / "clear.png").getpixel((0, 0)) == (200, 100, 50)
+    assert decoded(tmp_path / "clear.png").getpixel((0, 0)) == (200, 100, 50)
 
 
 def test_palette_with_transparency_is_looked_up_without_a_warning(tmp_path):
@@ -36,23 +42,23 @@ def test_palette_with_transparency_is_looked_up_without_a_warning(tmp_path):
     image.putpalette([200, 100, 50, 1, 2, 3])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "palette.png", transparency=b"\x00\x80")
-    decoded = decode(tmp_path / "palette.png")
-    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(200, 100, 50), (1, 2, 3)]
+    image = decoded(tmp_path / "palette.png")
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(200, 100, 50), (1, 2, 3)]
 
 
 def test_exif_orientation_is_not_applied(save_image):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
-    assert decode(save_image("turned.jpg", size=(8, 6), exif=exif)).size == (8, 6)
+    assert decoded(save_image("turned.jpg", size=(8, 6), exif=exif)).size == (8, 6)
 
 
 def test_one_pixel(save_image):
-    assert decode(save_image("dot.png", size=(1, 1))).size == (1, 1)
+    assert decoded(save_image("dot.png", size=(1, 1))).size == (1, 1)
 
 
 def check_unreadable(file, reason: str) -> None:
     with pytest.raises(UnreadableImageError, match=reason) as caught:
-        decode(file)
+        decoded(file)
     assert isinstance(caught.value, InputError)
     message = str(caught.value)
     assert str(file) in message
@@ -95,3 +101,86 @@ def test_16_bit_grayscale_is_refused_because_conversion_would_clip_it(tmp_path):
     file = tmp_path / "deep.png"
     Image.fromarray(np.array([[0, 300, 65535]], dtype=np.uint16)).save(file)
     check_unreadable(file, "mode I;16 has more than 8 bits a channel")
+
+
+def photo(file: Path, size: tuple[int, int] = (501, 377), **options: object) -> Path:
+    """A smooth image, so that resolutions can be compared: red grows to the right, green downward."""
+    rows, columns = np.mgrid[0 : size[1], 0 : size[0]]
+    pixels = np.stack([columns * 255 // size[0], rows * 255 // size[1], (columns + rows) % 200], axis=2)
+    Image.fromarray(pixels.astype(np.uint8)).save(file, quality=95, **options)
+    return file
+
+
+def boxed(left: float, top: float, width: float, height: float, side: int):
+    return lambda *_: Crop(left, top, width, height, side)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_a_crop_at_full_resolution_is_pillows_crop_and_resize(tmp_path, name):
+    file = photo(tmp_path / name)
+    expected = decoded(file).crop((13, 20, 13 + 200, 20 + 150)).resize((128, 128), Image.Resampling.BILINEAR)
+    assert decoded(file, choose_crop=boxed(13, 20, 200, 150, 128)).tobytes() == expected.tobytes()
+
+
+def test_the_crop_is_chosen_from_the_size_of_the_whole_image(tmp_path):
+    sizes = []
+
+    def choose(width: int, height: int) -> Crop:
+        sizes.append((width, height))
+        return Crop(0, 0, width, height, 16)
+
+    decoded(photo(tmp_path / "a.jpg"), choose_crop=choose)
+    decoded(photo(tmp_path / "a.png"), choose_crop=choose)
+    assert sizes == [(501, 377)] * 2
+
+
+@pytest.mark.parametrize(
+    ("box", "side", "reduction"),
+    [
+        ((0, 0, 501, 377), 189, 1),
+        ((0, 0, 501, 377), 188, 2),
+        ((100, 30, 401, 256), 128, 2),
+        ((100, 30, 401, 256), 64, 4),
+        ((3, 5, 257, 301), 32, 8),
+        ((3, 5, 257, 301), 3, 8),
+        ((250, 0, 20, 377), 16, 1),
+    ],
+)
+def test_jpeg_is_decoded_at_the_lowest_resolution_that_suffices(tmp_path, monkeypatch, box, side, reduction):
+    file = photo(tmp_path / "a.jpg")
+    expected = cut(decoded(file), Crop(*box, side))
+    widths = []
+    convert = Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", lambda self, mode: widths.append(self.width) or convert(self, mode))
+    image = decoded(file, choose_crop=boxed(*box, side))
+    assert widths == [-(-501 // reduction)]
+    assert image.size == (side, side)
+    difference = np.abs(np.asarray(image, np.int16) - np.asarray(expected, np.int16))[..., :2]
+    assert difference.max() <= (4 if side > 3 else 12)  # a smooth ramp; a shift by one small pixel would be 4 and more
+    assert difference.mean() < 1
+
+
+def test_only_jpeg_is_reduced(tmp_path):
+    file = photo(tmp_path / "a.png")
+    crop = Crop(0, 0, 501, 377, 20)
+    assert decoded(file, choose_crop=lambda *_: crop).tobytes() == cut(decoded(file), crop).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_color_models_are_reduced_too(tmp_path, mode):
+    image = Image.open(photo(tmp_path / "a.png")).convert(mode)
+    image.save(tmp_path / "b.jpg", quality=95)
+    crop = Crop(10, 20, 400, 300, 64)
+    reduced = np.asarray(decoded(tmp_path / "b.jpg", choose_crop=lambda *_: crop), np.int16)
+    assert np.abs(reduced - np.asarray(cut(decoded(tmp_path / "b.jpg"), crop), np.int16)).mean() < 2
+
+
+def test_a_truncated_jpeg_is_unreadable_at_any_resolution(tmp_path):
+    file = photo(tmp_path / "a.jpg")
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(UnreadableImageError, match="truncated"):
+        decoded(file, choose_crop=boxed(0, 0, 501, 377, 32))
+
+
+def test_without_a_crop_the_resolution_is_full(tmp_path):
+    assert decoded(photo(tmp_path / "a.jpg")).size == (501, 377)

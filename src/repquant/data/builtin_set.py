@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from repquant.data.decoding import ChooseCrop, cut
+
 FOLDER = Path(__file__).parent / "builtin"
 CLASSES = (
     "T-shirt/top",
@@ -40,9 +42,10 @@ class BuiltinSet:
     def __len__(self) -> int:
         return len(self._images)
 
-    def image(self, index: int) -> Image.Image:
-        """The image as RGB."""
-        return Image.fromarray(self._images[index]).convert("RGB")
+    def image(self, index: int, choose_crop: ChooseCrop | None = None) -> Image.Image:
+        """The image as RGB, or a crop of it."""
+        image = Image.fromarray(self._images[index]).convert("RGB")
+        return image if choose_crop is None else cut(image, choose_crop(*image.size))
 
     def label(self, index: int) -> int:
         """The index of the image's class in `classes`."""

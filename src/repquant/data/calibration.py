@@ -15,7 +15,7 @@ class CalibrationSubset:
 
     Args:
         indices: into the source, in the order of the draw: the classes take turns, and the first n of them are what
-            `select` gives for count n.
+            `draw` gives for count n.
         seed: what they were drawn with.
         sha256: see `fingerprint`.
     """
@@ -26,12 +26,7 @@ class CalibrationSubset:
 
 
 def select(source: ImageSource, count: int, seed: int = 0) -> CalibrationSubset:
-    """Draw `count` images, stratified by class if the source is labeled.
-
-    An image's ticket is SHA-256 of "seed/name". Within a class the images line up by ticket; round r takes the
-    r-th of every class, in the order of their tickets, until `count` are drawn. So the counts of two classes differ
-    by at most one unless a class runs out, and the draw depends on the seed, the names and the labels alone: not on
-    the platform, the order of the source, or a random generator that a new version might change.
+    """Choose `count` images as `draw` does, and hash them.
 
     Raises:
         InputError: `count` is below 1 or above the number of images.
@@ -40,13 +35,24 @@ def select(source: ImageSource, count: int, seed: int = 0) -> CalibrationSubset:
         raise InputError(f"{count} calibration images is too few; give at least 1, 512 is usual")
     if count > len(source):
         raise InputError(f"{count} calibration images were asked for, but there are {len(source)}; give at most that")
+    indices = draw(source, count, seed)
+    return CalibrationSubset(indices, seed, fingerprint(source, indices))
+
+
+def draw(source: ImageSource, count: int, seed: int = 0) -> tuple[int, ...]:
+    """Draw `count` images, at most as many as there are, stratified by class if the source is labeled.
+
+    An image's ticket is SHA-256 of "seed/name". Within a class the images line up by ticket; round r takes the
+    r-th of every class, in the order of their tickets, until `count` are drawn. So the counts of two classes differ
+    by at most one unless a class runs out, and the draw depends on the seed, the names and the labels alone: not on
+    the platform, the order of the source, or a random generator that a new version might change.
+    """
     lines = defaultdict(list)
     for index in range(len(source)):
         ticket = hashlib.sha256(f"{seed}/{source.name(index)}".encode(errors="surrogateescape")).digest()
         lines[source.label(index)].append((ticket, index))
     turns = sorted((rank, *place) for line in lines.values() for rank, place in enumerate(sorted(line)))
-    indices = tuple(index for _, _, index in turns[:count])
-    return CalibrationSubset(indices, seed, fingerprint(source, indices))
+    return tuple(index for _, _, index in turns[:count])
 
 
 def fingerprint(source: ImageSource, indices: Sequence[int]) -> str:

@@ -1,19 +1,21 @@
-"""Where images come from: class folders, a plain folder of images, or the set that ships with the package."""
+"""Where images come from: class folders, tar shards, a plain folder of images, or the set in the package."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from repquant.data.builtin_set import BuiltinSet
-from repquant.data.decoding import decode, read_bytes
+from repquant.data.decoding import ChooseCrop, decode, read_bytes
+from repquant.data.folder_index import EXTENSIONS, Listing, index_class_folders, list_folder
+from repquant.data.shards import open_shards, read_classes
 from repquant.errors import InputError
 
 Split = Literal["train", "val"]
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _LAYOUT = "expected <data>/train/<class>/<image> and <data>/val/<class>/<image>"
 
 
@@ -26,8 +28,8 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image:
-        """The decoded image as RGB; raises UnreadableImageError."""
+    def image(self, index: int, choose_crop: ChooseCrop | None = None) -> Image.Image:
+        """The decoded image as RGB, or the chosen crop of it; raises UnreadableImageError."""
 
     def label(self, index: int) -> int | None:
         """The index of the image's class in `classes`; None for unlabeled images."""
@@ -52,19 +54,19 @@ class ImageFolder:
 
     folder: Path
     names: Sequence[str]
-    labels: Sequence[int] | None = None
+    labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def image(self, index: int) -> Image.Image:
-        """The decoded image as RGB; raises UnreadableImageError."""
-        return decode(self.folder / self.names[index])
+    def image(self, index: int, choose_crop: ChooseCrop | None = None) -> Image.Image:
+        """The decoded image as RGB, or the chosen crop of it; raises UnreadableImageError."""
+        return decode(self.read_bytes(index), str(self.folder / self.names[index]), choose_crop)
 
     def label(self, index: int) -> int | None:
         """The index of the image's class in `classes`; None for unlabeled images."""
-        return None if self.labels is None else self.labels[index]
+        return None if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
         """The file's path below `folder`, with forward slashes."""
@@ -80,12 +82,12 @@ def open_split(data: str | Path, split: Split) -> ImageSource:
 
     In `<data>/<split>` every subfolder is a class, its label the rank of its name among the subfolders
     (torchvision's `ImageFolder`). Images that lie there directly, without class folders, are an unlabeled source.
-    Images directly in a `<data>` without splits are an unlabeled training split. Hidden files and folders are
-    ignored.
+    Where neither is there, `<data>/<split>/*.tar` are shards as `repquant.data.shards` describes them. Images
+    directly in a `<data>` without splits are an unlabeled training split. Hidden files and folders are ignored.
 
     Raises:
-        InputError: the folder or the split is missing, there is no image in it, or the classes of the two splits
-            differ, which would give the same label two meanings.
+        InputError: the folder or the split is missing, there is no image in it, a shard is damaged, or the classes of
+            the two splits differ, which would give the same label two meanings.
     """
     if split not in ("train", "val"):
         raise InputError(f"there is no split {split!r}; choose train or val")
@@ -98,28 +100,21 @@ def open_split(data: str | Path, split: Split) -> ImageSource:
         raise InputError(f"data {root} is a file; unpack it and give the folder with train/ and val/, or 'builtin'")
     if (root / split).is_dir():
         _check_same_classes(root)
-        return _open_folder(root / split)
+        return _open_split_folder(root / split)
     return _open_plain_folder(root, split)
 
 
-class _Listing(NamedTuple):
-    folders: list[str]
-    images: list[str]
-    other_files: int
-
-
-def _open_folder(folder: Path) -> ImageFolder:
-    listing = _list(folder)
-    names, labels, other_files = [], [], listing.other_files
-    for label, class_name in enumerate(listing.folders):
-        of_class = _list(folder / class_name)
-        names += [f"{class_name}/{file}" for file in of_class.images]
-        labels += [label] * len(of_class.images)
-        other_files += of_class.other_files
-    if names:
-        return ImageFolder(folder, names, labels, tuple(listing.folders))
+def _open_split_folder(folder: Path) -> ImageSource:
+    listing = list_folder(folder)
+    shards = _shards(listing)
+    if shards:
+        return open_shards(folder, shards)
+    index = index_class_folders(folder, listing.folders)
+    if len(index.names) > 0:
+        return ImageFolder(folder, index.names, index.labels, tuple(listing.folders))
     if listing.images:
         return ImageFolder(folder, listing.images)
+    other_files = len(listing.other_files) + index.other_files
     if other_files:
         raise InputError(
             f"none of the {other_files} files in {folder} and its class folders is an image; "
@@ -128,9 +123,16 @@ def _open_folder(folder: Path) -> ImageFolder:
     raise InputError(f"no images in {folder}: it is empty; {_LAYOUT}")
 
 
+def _shards(listing: Listing) -> list[str]:
+    """Names of the tar files in a folder, unless it holds images in another form, next to which they are downloads."""
+    if listing.folders or listing.images:
+        return []
+    return [name for name in listing.other_files if name.endswith(".tar")]
+
+
 def _open_plain_folder(root: Path, split: Split) -> ImageFolder:
     """The images directly in `root`, which has no folder named `split`."""
-    listing = _list(root)
+    listing = list_folder(root)
     has_splits = not {"train", "val"}.isdisjoint(listing.folders)
     if listing.images and split == "train" and not has_splits:
         return ImageFolder(root, listing.images)
@@ -142,39 +144,26 @@ def _open_plain_folder(root: Path, split: Split) -> ImageFolder:
     found = [f"{folder}/" for folder in listing.folders[:5]]
     found += ["..."] if len(listing.folders) > 5 else []
     found += [f"{len(listing.images)} images"] if listing.images else []
-    found += [f"{listing.other_files} other files"] if listing.other_files else []
+    found += [f"{len(listing.other_files)} other files"] if listing.other_files else []
     raise InputError(f"no {split}/ in {root}; found {', '.join(found) or 'nothing: it is empty'}; {_LAYOUT}")
 
 
 def _check_same_classes(root: Path) -> None:
-    train, val = (set(_list(root / split).folders) if (root / split).is_dir() else set() for split in ("train", "val"))
+    train, val = (_classes(root / split) if (root / split).is_dir() else () for split in ("train", "val"))
     if train and val and train != val:
-        only = {"train": sorted(train - val), "val": sorted(val - train)}
+        only = {"train": sorted(set(train) - set(val)), "val": sorted(set(val) - set(train))}
         differing = "; ".join(f"only in {split}/: {_shorten(names)}" for split, names in only.items() if names)
         raise InputError(
-            f"train/ and val/ in {root} have different classes, so their labels would disagree ({differing}); "
-            "remove or add class folders (an empty one will do)"
+            f"train/ and val/ in {root} have different classes, so their labels would disagree "
+            f"({differing or 'their order differs'}); remove or add class folders (an empty one will do)"
         )
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    """Class names of a split by label; empty where it has none."""
+    listing = list_folder(folder)
+    return read_classes(folder) if _shards(listing) else tuple(listing.folders)
 
 
 def _shorten(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _list(folder: Path) -> _Listing:
-    """Sorted by name, whatever order the file system has; one system call for many entries (ImageNet has 1.3 M)."""
-    folders, images, other_files = [], [], 0
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif entry.name.lower().endswith(EXTENSIONS):
-                    images.append(entry.name)
-                else:
-                    other_files += 1
-    except OSError as error:
-        raise InputError(f"can't list {folder}: {error.strerror}") from error
-    return _Listing(sorted(folders), sorted(images), other_files)

@@ -1,8 +1,9 @@
 """Batches of normalized images from a source, in order."""
 
+import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -73,13 +74,7 @@ class Loader:
         self.skipped: dict[str, str] = {}
         self._transform = transform
         self._skip_unreadable = skip_unreadable
-        self._batches = DataLoader(
-            _DecodedBatches(source, transform, chosen, batch_size),
-            batch_size=None,  # an item of the dataset is a batch
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # else every pass would advance torch's global random state
-        )
+        self._batches = decode_ahead(_Slices(source, transform, chosen, batch_size), workers)
 
     def __len__(self) -> int:
         """Number of batches, if none consists of unreadable images only."""
@@ -88,13 +83,9 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         is_empty = True
         for decoded in self._batches:
-            for name, error in decoded.failures:
-                if not self._skip_unreadable:
-                    raise error
-                self.skipped[name] = error.reason
+            names = decoded.note_failures(self.skipped, self._skip_unreadable)
             if len(decoded.pixels) > 0:
                 is_empty = False
-                names = tuple(name for name, _ in decoded.failures)
                 yield Batch(self._transform.normalize(decoded.pixels), decoded.labels, names)
         if is_empty:
             name, reason = next(iter(self.skipped.items()))
@@ -104,16 +95,79 @@ class Loader:
 
 
 @dataclass(frozen=True)
-class _Decoded:
-    """What a worker hands over: bytes, because floats would be four times as much to copy between processes."""
+class DecodedBatch:
+    """What a worker hands over: bytes, because floats would be four times as much to copy between processes.
 
-    pixels: Tensor  # uint8 (N, 3, H, W)
+    Args:
+        pixels: uint8 (N, 3, H, W), of the readable images.
+        labels: int64 (N,); None for an unlabeled source.
+        failures: name and error of each unreadable image.
+    """
+
+    pixels: Tensor
     labels: Tensor | None
     failures: list[tuple[str, UnreadableImageError]]
 
+    def note_failures(self, skipped: dict[str, str], skip_unreadable: bool) -> tuple[str, ...]:
+        """Add the unreadable images to `skipped`, name -> reason, and return their names.
 
-class _DecodedBatches(Dataset[_Decoded]):
-    """Item i is the i-th batch."""
+        Raises:
+            UnreadableImageError: there is one and `skip_unreadable` is false.
+        """
+        for name, error in self.failures:
+            if not skip_unreadable:
+                raise error
+            skipped[name] = error.reason
+        return tuple(name for name, _ in self.failures)
+
+    def pin_memory(self) -> Self:
+        """Return the batch in memory that a GPU can read by itself; torch's loader calls this."""
+        return replace(
+            self, pixels=self.pixels.pin_memory(), labels=None if self.labels is None else self.labels.pin_memory()
+        )
+
+
+def decode_batch(source: ImageSource, transform: EvalTransform, indices: Sequence[int]) -> DecodedBatch:
+    """Decode images of a source, in the order of the indices, and make them equal in size."""
+    pixels = torch.empty(len(indices), 3, *transform.size, dtype=torch.uint8)
+    labels: list[int | None] = []
+    failures: list[tuple[str, UnreadableImageError]] = []
+    for index in indices:
+        try:
+            pixels[len(labels)] = _pixels(source, transform, index)
+        except UnreadableImageError as error:
+            failures.append((source.name(index), error))
+        else:
+            labels.append(source.label(index))
+    is_labeled = source.classes is not None
+    return DecodedBatch(pixels[: len(labels)], torch.tensor(labels) if is_labeled else None, failures)
+
+
+def decode_ahead(
+    batches: Dataset[DecodedBatch], workers: int, items: Sequence[int] | None = None, pin_memory: bool = False
+) -> DataLoader[DecodedBatch]:
+    """Items of a dataset, each a batch, in order, two a worker decoded ahead.
+
+    Args:
+        batches: item i is a batch.
+        workers: processes that decode; 0 decodes in this one.
+        items: which ones; all when None.
+        pin_memory: for the fastest way to a GPU.
+    """
+    return DataLoader(
+        batches,
+        batch_size=None,  # an item of the dataset is a batch
+        sampler=items,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts_to_the_main_process,
+        generator=torch.Generator(),  # else every pass would advance torch's global random state
+    )
+
+
+class _Slices(Dataset[DecodedBatch]):
+    """Item i is the i-th batch of the indices."""
 
     def __init__(self, source: ImageSource, transform: EvalTransform, indices: Sequence[int], batch_size: int) -> None:
         self._source = source
@@ -124,30 +178,24 @@ class _DecodedBatches(Dataset[_Decoded]):
     def __len__(self) -> int:
         return -(-len(self._indices) // self._batch_size)
 
-    def __getitem__(self, batch: int) -> _Decoded:
+    def __getitem__(self, batch: int) -> DecodedBatch:
         if not 0 <= batch < len(self):
             raise IndexError(batch)
         start = batch * self._batch_size
-        indices = self._indices[start : start + self._batch_size]
-        pixels = torch.empty(len(indices), 3, *self._transform.size, dtype=torch.uint8)
-        labels: list[int | None] = []
-        failures: list[tuple[str, UnreadableImageError]] = []
-        for index in indices:
-            try:
-                pixels[len(labels)] = self._pixels(index)
-            except UnreadableImageError as error:
-                failures.append((self._source.name(index), error))
-            else:
-                labels.append(self._source.label(index))
-        is_labeled = self._source.classes is not None
-        return _Decoded(pixels[: len(labels)], torch.tensor(labels) if is_labeled else None, failures)
+        return decode_batch(self._source, self._transform, self._indices[start : start + self._batch_size])
 
-    def _pixels(self, index: int) -> Tensor:
-        image = self._source.image(index)
-        try:
-            return self._transform(image)
-        except InputError as error:
-            raise UnreadableImageError(self._source.name(index), str(error)) from error
+
+def _pixels(source: ImageSource, transform: EvalTransform, index: int) -> Tensor:
+    image = source.image(index)
+    try:
+        return transform(image)
+    except InputError as error:
+        raise UnreadableImageError(source.name(index), str(error)) from error
+
+
+def _leave_interrupts_to_the_main_process(_: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; the main one decides whether the batch is still wanted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(decoded: Any) -> Any:
