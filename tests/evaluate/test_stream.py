@@ -8,7 +8,7 @@ from repquant.data.loading import Batch
 from repquant.errors import InputError
 from repquant.evaluate import stream
 from repquant.evaluate.predictions import LogitDifference, Predictions
-from repquant.evaluate.stream import evaluate
+from repquant.evaluate.stream import Evaluation, evaluate
 
 CLASSES = 7
 
@@ -69,6 +69,22 @@ def test_same_as_all_logits_at_once(tables, labels, batch_size, chunk_images):
         expected = LogitDifference.between(tables[reference], tables[name])
         for key in ("same_top1", "kl", "signal", "noise", "largest", "reference_largest"):
             np.testing.assert_allclose(getattr(difference, key), getattr(expected, key))
+
+
+def test_parts_of_the_images_are_joined_in_their_order(tables, labels):
+    runtimes = {name: LookUp(table) for name, table in tables.items()}
+    whole = batches(23, 4, labels)
+    parts = [evaluate(runtimes, part, compare=[("q", "f")]) for part in (whole[:1], whole[1:5], whole[5:])]
+    joined, expected = Evaluation.concatenate(parts), evaluate(runtimes, whole, compare=[("q", "f")])
+    for name in tables:
+        for key in ("top1", "correct", "in_top5"):
+            np.testing.assert_array_equal(
+                getattr(joined.predictions[name], key), getattr(expected.predictions[name], key)
+            )
+        assert joined.seconds[name] == max(part.seconds[name] for part in parts)
+    pair = ("q", "f")
+    for key in ("same_top1", "kl", "signal", "noise", "largest", "reference_largest"):
+        np.testing.assert_allclose(getattr(joined.differences[pair], key), getattr(expected.differences[pair], key))
 
 
 def test_runtimes_take_turns_by_chunks_after_a_warm_up(tables):

@@ -1,4 +1,7 @@
+import errno
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,44 +9,85 @@ import torch
 import yaml
 
 from repquant.errors import InputError
-from repquant.train.checkpoint import KEPT, Checkpoint, checkpoint_path, newest_checkpoint, open_run
+from repquant.train.checkpoint import Checkpoint, checkpoint_path, is_disk_full, mark_best, newest_checkpoint, open_run
 from repquant.train.recipe import Recipe
 
 
-def checkpoint(epochs: int) -> Checkpoint:
+def checkpoint(step: int, val_top1: float = 50.0) -> Checkpoint:
+    """Of a run with four steps an epoch, which all had this accuracy."""
     return Checkpoint(
+        step=step,
         steps_per_epoch=4,
-        model={"weight": torch.full((1000,), float(epochs))},
+        world_size=1,
+        model={"weight": torch.full((1000,), float(step))},
+        average=None,
         optimizer={"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
-        random_states={"cpu": torch.get_rng_state()},
-        history=[{"epoch": epoch + 1, "loss": 0.5} for epoch in range(epochs)],
+        scaler={},
+        sums={"loss": 1.5, "hits": 3.0, "images": 8.0, "seconds": 0.1, "waiting": 0.0},
+        history=[{"epoch": epoch + 1, "loss": 0.5, "val_top1": val_top1} for epoch in range(step // 4)],
     )
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """The folder of a run with three epochs done."""
-    for epochs in (1, 2, 3):
-        checkpoint(epochs).save(tmp_path)
+    """The folder of a run with three checkpoints after its first epoch."""
+    for step in (4, 5, 6):
+        checkpoint(step).save(tmp_path, keep=2)
     return tmp_path
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_what_is_saved_is_loaded(run):
-    saved, loaded = checkpoint(3), Checkpoint.load(checkpoint_path(run, 3))
+    saved, loaded = checkpoint(6), Checkpoint.load(checkpoint_path(run, 6))
     assert torch.equal(loaded.model["weight"], saved.model["weight"])
     assert torch.equal(loaded.optimizer["state"][0]["momentum_buffer"], torch.ones(3))
-    assert torch.equal(loaded.random_states["cpu"], saved.random_states["cpu"])
-    assert (loaded.history, loaded.steps_per_epoch) == (saved.history, 4)
+    assert (loaded.history, loaded.sums, loaded.step) == (saved.history, saved.sums, 6)
 
 
-def test_the_last_ones_are_kept(run):
-    assert KEPT == 2
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoint-0002.pth", "checkpoint-0003.pth"]
+def test_the_last_ones_and_the_best_are_kept(run):
+    assert names(run) == ["best.pth", "checkpoint-00000005.pth", "checkpoint-00000006.pth"]
+    assert Checkpoint.load(run / "best.pth").step == 4
+
+
+@pytest.mark.parametrize(("second", "best"), [(51.0, 8), (50.0, 4), (49.0, 4)])
+def test_the_best_is_the_first_epoch_with_the_highest_accuracy(tmp_path, second, best):
+    first, after = checkpoint(4), checkpoint(8)
+    after.history[-1]["val_top1"] = second
+    for each in (first, after):
+        each.save(tmp_path, keep=1)
+    assert names(tmp_path) == ["best.pth", "checkpoint-00000008.pth"]
+    assert Checkpoint.load(tmp_path / "best.pth").step == best
+
+
+def test_an_epoch_that_was_not_validated_yet_is_not_the_best():
+    assert checkpoint(4).is_best
+    assert not replace(checkpoint(4), history=[]).is_best
+    assert not checkpoint(5).is_best
+
+
+def test_without_links_the_best_is_a_copy(run, monkeypatch):
+    def link(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    checkpoint(8, val_top1=60.0).save(run, keep=2)
+    mark_best(checkpoint_path(run, 8))
+    assert Checkpoint.load(run / "best.pth").step == 8
+
+
+def test_checkpoints_of_later_steps_go_when_the_run_went_back(run):
+    """They were damaged, or the run would have gone on from them."""
+    truncate(checkpoint_path(run, 6))
+    checkpoint(5).save(run, keep=2)
+    assert names(run) == ["best.pth", "checkpoint-00000005.pth"]
 
 
 def test_the_newest_is_taken(run):
     newest = newest_checkpoint(run)
-    assert len(newest.checkpoint.history) == 3
+    assert newest.checkpoint.step == 6
     assert newest.damaged == ()
 
 
@@ -58,7 +102,7 @@ def truncate(path: Path) -> None:
 
 def flip_a_bit_of_a_weight(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    position = content.index(torch.full((1000,), 3.0).numpy().tobytes())
+    position = content.index(torch.full((1000,), 6.0).numpy().tobytes())
     content[position + 2000] ^= 1
     path.write_bytes(content)
 
@@ -68,18 +112,18 @@ def empty(path: Path) -> None:
 
 
 def drop_an_entry(path: Path) -> None:
-    content = vars(checkpoint(3)).copy()
+    content = vars(checkpoint(6)).copy()
     del content["optimizer"]
     torch.save(content, path)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit_of_a_weight, empty, drop_an_entry])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, damage):
-    damage(checkpoint_path(run, 3))
+    damage(checkpoint_path(run, 6))
     newest = newest_checkpoint(run)
-    assert len(newest.checkpoint.history) == 2
+    assert newest.checkpoint.step == 5
     (reason,) = newest.damaged
-    assert "checkpoint-0003.pth is damaged" in reason
+    assert "checkpoint-00000006.pth is damaged" in reason
 
 
 class Payload:
@@ -92,18 +136,18 @@ class Payload:
 
 def test_nothing_in_a_checkpoint_is_run(run, tmp_path):
     witness = tmp_path / "was-run"
-    torch.save({"model": Payload(witness)}, checkpoint_path(run, 3))
+    torch.save({"model": Payload(witness)}, checkpoint_path(run, 6))
     newest = newest_checkpoint(run)
-    assert len(newest.checkpoint.history) == 2
+    assert newest.checkpoint.step == 5
     assert not witness.exists()
     pickle.loads(pickle.dumps(Payload(witness)))
     assert witness.exists()  # it would have been
 
 
 def test_when_all_are_damaged(run):
-    for epoch in (2, 3):
-        truncate(checkpoint_path(run, epoch))
-    with pytest.raises(InputError, match=r"(?s)no checkpoint in .*0003\.pth.*0002\.pth.*Remove them to start from the"):
+    for step in (5, 6):
+        truncate(checkpoint_path(run, step))
+    with pytest.raises(InputError, match=r"(?s)no checkpoint in .*06\.pth.*05\.pth.*Remove them to start from the"):
         newest_checkpoint(run)
 
 
@@ -113,9 +157,21 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
 
     before = sorted((path.name, path.stat().st_size) for path in run.iterdir())
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint(4).save(run)
+    with pytest.raises(OSError, match="No space left") as caught:
+        checkpoint(8).save(run, keep=2)
+    assert is_disk_full(caught.value)
     assert sorted((path.name, path.stat().st_size) for path in run.iterdir()) == before
+
+
+@pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EACCES, False)])
+def test_a_disk_without_room_for_a_file_name_is_full_too(run, monkeypatch, number, expected):
+    def mkstemp(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.mkstemp", mkstemp)
+    with pytest.raises(InputError) as caught:
+        checkpoint(8).save(run, keep=2)
+    assert is_disk_full(caught.value) is expected
 
 
 def test_a_new_run_leaves_its_recipe(tmp_path, recipe):
@@ -141,7 +197,13 @@ def test_a_folder_with_a_run_needs_resume(tmp_path, recipe):
 
 def test_resume_begins_a_run_that_was_killed_before_it_wrote_anything(tmp_path, recipe):
     open_run(tmp_path / "new", recipe(), resume=True)
-    assert (tmp_path / "new" / "recipe.yaml").exists()
+    assert names(tmp_path / "new") == ["recipe.yaml"]
+
+
+def test_resume_begins_a_run_that_was_killed_while_it_wrote_the_recipe(tmp_path, recipe):
+    (tmp_path / ".recipe.yaml.h4lf.yaml").write_text("arch: Rep")
+    open_run(tmp_path, recipe(), resume=True)
+    assert names(tmp_path) == ["recipe.yaml"]
 
 
 def test_another_recipe_is_refused_and_the_differences_named(tmp_path, recipe):
@@ -179,6 +241,7 @@ def test_what_is_no_run_is_left_alone(tmp_path, recipe):
 
 def test_half_a_checkpoint_of_a_killed_process_is_removed(tmp_path, recipe):
     open_run(tmp_path, recipe(), resume=False)
-    (tmp_path / ".checkpoint-0001.pth.x81k.pth").write_bytes(b"half")
+    for name in (".checkpoint-00000001.pth.x81k.pth", ".best.pth.71x9.pth"):
+        (tmp_path / name).write_bytes(b"half")
     open_run(tmp_path, recipe(), resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

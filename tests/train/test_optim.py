@@ -5,7 +5,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from repquant.models.network import build
 from repquant.models.spec import ArchSpec
-from repquant.train.optim import learning_rate, parameter_groups, sgd
+from repquant.train.optim import decayed_and_free, learning_rate, make_optimizer, set_learning_rate
+from repquant.train.task import FloatTask
 
 SPEC = ArchSpec(name="test", blocks=(1, 2, 1, 1), widths=(0.25, 0.25, 0.25, 0.25), squeeze_excite=True)
 
@@ -21,7 +22,7 @@ def model() -> nn.Module:
 
 
 def test_kernels_decay_and_biases_and_batch_normalization_do_not(model):
-    decayed, free = (names(model, group) for group in parameter_groups(model, custom_l2=False))
+    decayed, free = (names(model, group) for group in decayed_and_free(model, custom_l2=False))
     assert decayed | free == {name for name, _ in model.named_parameters()}
     assert not decayed & free
     normalized = {
@@ -35,25 +36,39 @@ def test_kernels_decay_and_biases_and_batch_normalization_do_not(model):
 
 
 def test_custom_l2_replaces_the_decay_of_branch_kernels_alone(model):
-    plain, _ = (names(model, group) for group in parameter_groups(model, custom_l2=False))
-    custom, _ = (names(model, group) for group in parameter_groups(model, custom_l2=True))
+    plain, _ = (names(model, group) for group in decayed_and_free(model, custom_l2=False))
+    custom, _ = (names(model, group) for group in decayed_and_free(model, custom_l2=True))
     assert plain - custom == {name for name in plain if "conv3x3" in name or "conv1x1" in name}
     assert custom == {"head.weight"} | {name for name in plain if ".se." in name}
 
 
 def test_frozen_parameters_are_left_out(model):
     model.stem.requires_grad_(False)
-    decayed, free = parameter_groups(model, custom_l2=False)
+    decayed, free = decayed_and_free(model, custom_l2=False)
     assert not any(name.startswith("stem") for name in names(model, decayed + free))
 
 
 def test_the_optimizer_is_sgd_without_nesterov(model, recipe):
-    optimizer = sgd(model, recipe(weight_decay=5e-4, momentum=0.8))
-    decayed, free = optimizer.param_groups
-    assert isinstance(optimizer, torch.optim.SGD)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
-    for group in (decayed, free):
+    optimizer = make_optimizer(FloatTask(model, recipe()).parameter_groups(), recipe(weight_decay=5e-4, momentum=0.8))
+    assert type(optimizer) is torch.optim.SGD
+    for group in optimizer.param_groups:
         assert (group["momentum"], group["nesterov"], group["dampening"]) == (0.8, False, 0)
+
+
+def test_adamw_on_request(model, recipe):
+    plan = recipe(optimizer="adamw", weight_decay=0.05)
+    optimizer = make_optimizer(FloatTask(model, plan).parameter_groups(), plan)
+    assert type(optimizer) is torch.optim.AdamW
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def test_groups_may_have_their_own_scale_of_the_learning_rate(recipe):
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": parameters[:1], "weight_decay": 0.0}, {"params": parameters[1:], "lr_scale": 0.1}]
+    optimizer = make_optimizer(groups, recipe())
+    set_learning_rate(optimizer, 2.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, pytest.approx(0.2)]
 
 
 def rates(total_steps: int, warmup_steps: int) -> list[float]:

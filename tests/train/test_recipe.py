@@ -3,6 +3,7 @@ import pytest
 from repquant.errors import InputError
 from repquant.train.augment import CROPS
 from repquant.train.recipe import AUGMENTATIONS, Recipe
+from repquant.train.schedule import parse_sizes
 
 
 def test_defaults_are_the_official_recipe():
@@ -15,11 +16,30 @@ def test_every_augmentation_has_its_function():
     assert tuple(CROPS) == AUGMENTATIONS
 
 
+def test_the_learning_rate_is_scaled_for_the_batch_on_request():
+    assert Recipe(arch="RepVGG-A0", learning_rate=0.1, batch_size=1024).peak_learning_rate == 0.1
+    scaled = Recipe(arch="RepVGG-A0", learning_rate=0.1, batch_size=1024, reference_batch=256)
+    assert scaled.peak_learning_rate == pytest.approx(0.4)
+
+
+def test_training_images_grow_by_the_schedule():
+    recipe = Recipe(arch="RepVGG-A0", image_size=160, size_schedule="0:96,10:128,24:160", epochs=30)
+    assert [recipe.training_size(epoch) for epoch in (0, 9, 10, 23, 24, 29)] == [96, 96, 128, 128, 160, 160]
+    assert recipe.training_sizes == (96, 128, 160)
+    assert Recipe(arch="RepVGG-A0", image_size=160).training_size(7) == 160
+
+
+@pytest.mark.parametrize("text", ["", "1:96", "0:96,10", "0:a", "0:96,5:128,5:160", "0:96,9:128,5:160", "0:0", "0:96,"])
+def test_what_is_no_schedule_is_refused(text):
+    with pytest.raises(InputError, match="--size-schedule"):
+        parse_sizes(text)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"augmentation": "mixup"}, "--augmentation mixup was given; allowed is one of random-resized-crop, padded-c"),
-        ({"precision": "int8"}, "--precision int8 was given; allowed is one of float32, bfloat16"),
+        ({"precision": "int8"}, "--precision int8 was given; allowed is one of float32, bfloat16, float16"),
         ({"batch_size": 1}, "--batch-size 1 .* at least 2"),
         ({"epochs": 0}, "--epochs 0 .* at least 1"),
         ({"learning_rate": 0.0}, r"--learning-rate 0\.0 .* a positive number"),
@@ -29,6 +49,16 @@ def test_every_augmentation_has_its_function():
         ({"weight_decay": -1e-4}, r"--weight-decay -0\.0001"),
         ({"label_smoothing": 1.0}, r"--label-smoothing 1\.0"),
         ({"seed": -1}, "--seed -1"),
+        ({"optimizer": "lion"}, "--optimizer lion was given; allowed is one of sgd, adamw"),
+        ({"accumulation_steps": 0}, "--accumulation-steps 0 .* at least 1"),
+        ({"ema_decay": 1.0}, r"--ema-decay 1\.0 .* from 0 to less than 1"),
+        ({"clip_norm": -1.0}, r"--clip-norm -1\.0 .* 0 or a positive number"),
+        ({"mixup": float("inf")}, "--mixup inf"),
+        ({"held_back_images": -1}, "--held-back-images -1"),
+        ({"training_images": -1}, "--training-images -1"),
+        ({"freeze_stages": 6}, "--freeze-stages 6 .* from 0 to 5"),
+        ({"size_schedule": "0:96,10:128", "epochs": 10}, "--size-schedule 0:96,10:128 .* epochs from 0 to 9"),
+        ({"size_schedule": "96"}, "--size-schedule '96' was given; write it as 0:96,10:128"),
     ],
 )
 def test_what_is_out_of_range_is_refused(setting, message):

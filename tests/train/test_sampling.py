@@ -2,12 +2,19 @@ import pytest
 import torch
 
 from repquant.data.datasets import open_split
+from repquant.data.loading import Batch
 from repquant.errors import InputError
 from repquant.train.sampling import TrainingSet, validation_loader
 
+CPU = torch.device("cpu")
+
+
+def epoch_of(training: TrainingSet, epoch: int) -> list[Batch]:
+    return list(training.batches(epoch * training.steps, (epoch + 1) * training.steps, CPU))
+
 
 def images(training: TrainingSet, epoch: int) -> torch.Tensor:
-    return torch.cat([batch.images for batch in training.epoch(epoch)])
+    return torch.cat([batch.images for batch in epoch_of(training, epoch)])
 
 
 def test_an_epoch_has_full_batches_of_different_images(noise, recipe):
@@ -16,7 +23,7 @@ def test_an_epoch_has_full_batches_of_different_images(noise, recipe):
     assert training.steps == 4
     assert len(order) == 32
     assert len(set(order)) == 32
-    batches = list(training.epoch(0))
+    batches = epoch_of(training, 0)
     assert [len(batch.images) for batch in batches] == [8] * 4
     assert torch.cat([batch.labels for batch in batches]).tolist() == [index % 2 for index in order]
 
@@ -47,6 +54,33 @@ def test_workers_change_nothing(noise, recipe):
     assert torch.equal(images(alone, 1), images(shared, 1))
 
 
+def test_a_schedule_changes_the_size_of_training_images_alone(noise, recipe):
+    plan = recipe(size_schedule="0:16,1:24", batch_size=16)
+    training = TrainingSet(noise(32), plan)
+    sizes = [batch.images.shape[-1] for batch in training.batches(0, 6, CPU)]
+    assert sizes == [16, 16, 24, 24, 24, 24]
+    assert next(iter(validation_loader(noise(4), plan))).images.shape[-1] == 16
+
+
+def test_batches_begin_at_any_step_and_come_in_parts(noise, recipe):
+    whole = list(TrainingSet(noise(32), recipe()).batches(0, 8, CPU))
+    parts = list(TrainingSet(noise(32), recipe(accumulation_steps=2)).batches(3, 6, CPU))
+    assert len(parts) == 6
+    for number, first, second in zip((3, 4, 5), parts[::2], parts[1::2], strict=True):
+        assert torch.equal(torch.cat([first.images, second.images]), whole[number].images)
+        assert torch.equal(torch.cat([first.labels, second.labels]), whole[number].labels)
+
+
+def test_a_batch_without_a_readable_image_is_refused(recipe, tmp_path, noise):
+    for index in range(8):
+        folder = tmp_path / "train" / ("dark", "bright")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(b"nothing")
+    training = TrainingSet(open_split(tmp_path, "train"), recipe(batch_size=4), skip_unreadable=True)
+    with pytest.raises(InputError, match="none of the 4 images of a batch can be read"):
+        list(training.batches(0, 1, CPU))
+
+
 def test_validation_images_come_in_order_and_unaugmented(noise, recipe):
     batches = list(validation_loader(noise(11), recipe(batch_size=8)))
     assert [len(batch.images) for batch in batches] == [8, 3]
@@ -62,7 +96,7 @@ def test_unreadable_images_of_all_epochs_are_listed(recipe, tmp_path, noise):
         noise(8).image(index).save(folder / f"{index}.png")
     (tmp_path / "train/dark/4.png").write_bytes(b"nothing")
     training = TrainingSet(open_split(tmp_path, "train"), recipe(batch_size=4), skip_unreadable=True)
-    assert sum(len(batch.images) for batch in training.epoch(0)) == 7
+    assert sum(len(batch.images) for batch in epoch_of(training, 0)) == 7
     assert list(training.skipped) == ["dark/4.png"]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,22 @@ class Evaluation:
     predictions: dict[str, Predictions]
     differences: dict[Pair, LogitDifference]
     seconds: dict[str, float]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join what the processes measured that shared the images, in the images' order; the slowest one's time counts.
+
+        Args:
+            parts: of the same runtimes and pairs.
+        """
+        names, pairs = parts[0].predictions, parts[0].differences
+        return cls(
+            predictions={name: Predictions.concatenate([part.predictions[name] for part in parts]) for name in names},
+            differences={
+                pair: LogitDifference.concatenate([part.differences[pair] for part in parts]) for pair in pairs
+            },
+            seconds={name: max(part.seconds[name] for part in parts) for name in names},
+        )
 
 
 def evaluate(

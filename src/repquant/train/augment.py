@@ -1,33 +1,45 @@
-"""Random crops and flips of training images, each drawn from a generator that the caller seeds."""
+"""Random crops and flips of training images, each drawn from a generator that the caller seeds.
+
+A crop is chosen from the size of the image, before the image is decoded: a crop that ends up small decodes faster.
+"""
 
 from collections.abc import Callable
 from math import exp, log, sqrt
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from repquant.data.decoding import ChooseCrop, Crop
+
+Load = Callable[[ChooseCrop], Image.Image]
+"""Gives the chosen crop of one image, for example `ImageSource.image` of an index."""
 
 _ATTEMPTS = 10
 _AREA = (0.08, 1.0)
 _ASPECT_RATIO = (3 / 4, 4 / 3)
 
 
-def random_resized_crop(image: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
+def random_resized_crop(load: Load, size: int, random: np.random.Generator) -> Image.Image:
     """Crop 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 and resize it to size x size, bilinear.
 
     torchvision's `RandomResizedCrop` (Szegedy et al., CVPR 2015), with its fallback: after ten boxes that do not fit,
     the largest central one at an allowed aspect ratio.
     """
-    left, top, width, height = _random_box(image.width, image.height, random)
-    box = image.crop((left, top, left + width, top + height))
-    return box.resize((size, size), Image.Resampling.BILINEAR)
+    return load(lambda width, height: Crop(*_random_box(width, height, random), size))
 
 
-def padded_crop(image: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
+def padded_crop(load: Load, size: int, random: np.random.Generator) -> Image.Image:
     """Resize the central square to size x size and shift it by up to an eighth each way; what comes in is black."""
-    square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    square = load(lambda width, height: _central_square(width, height, size))
     padding = size // 8
     left, top = (int(offset) for offset in random.integers(-padding, padding, size=2, endpoint=True))
     return square.crop((left, top, left + size, top + size))
+
+
+def center_crop(load: Load, size: int, random: np.random.Generator, share: float = 1.0) -> Image.Image:
+    """Resize to size x size what evaluation sees: the central square with a share of the shorter side."""
+    del random  # the same crop in every epoch
+    return load(lambda width, height: _central_square(width, height, size, share))
 
 
 def random_flip(image: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -35,11 +47,17 @@ def random_flip(image: Image.Image, random: np.random.Generator) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
 
 
-CROPS: dict[str, Callable[[Image.Image, int, np.random.Generator], Image.Image]] = {
+CROPS: dict[str, Callable[[Load, int, np.random.Generator], Image.Image]] = {
     "random-resized-crop": random_resized_crop,
     "padded-crop": padded_crop,
+    "center-crop": center_crop,
 }
 """By the names in `recipe.AUGMENTATIONS`."""
+
+
+def _central_square(width: int, height: int, side: int, share: float = 1.0) -> Crop:
+    edge = min(width, height) * share
+    return Crop((width - edge) / 2, (height - edge) / 2, edge, edge, side)
 
 
 def _random_box(image_width: int, image_height: int, random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -1,6 +1,9 @@
-"""The folder of a training run: the recipe, and a checkpoint after each epoch, of which the last ones are kept."""
+"""The folder of a training run: the recipe, the last checkpoints, and that of the best epoch."""
 
+import errno
 import io
+import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,8 +18,8 @@ from repquant.atomic import replace_file
 from repquant.errors import InputError
 from repquant.train.recipe import Recipe
 
-KEPT = 2
-"""How many checkpoints are kept: with two, the one before is there when the newest is damaged."""
+BEST = "best.pth"
+"""The checkpoint of the epoch with the highest top-1 on the validation images, the first of equals."""
 
 _RECIPE = "recipe.yaml"
 _CHECKPOINTS = "checkpoint-*.pth"
@@ -24,30 +27,59 @@ _CHECKPOINTS = "checkpoint-*.pth"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Everything that a training goes on from, at the end of an epoch. Plain data and tensors only.
+    """Everything that a training goes on from, after any step. Plain data and tensors only.
+
+    No random state is part of it: all that is random follows from the seed and the step.
 
     Attributes:
+        step: optimizer steps that are done.
         steps_per_epoch: tells whether the run goes on with as many images.
+        world_size: processes that trained.
         model: state dict of the network.
+        average: state dict of the average of its weights; None without one.
         optimizer: state dict of the optimizer.
-        random_states: torch's global generators by device type, uint8.
+        scaler: state dict of the loss scale; empty unless the precision is float16.
+        sums: over the steps of the epoch that is not done, as `Meter` has them.
         history: one dictionary for each epoch that is done.
     """
 
+    step: int
     steps_per_epoch: int
+    world_size: int
     model: dict[str, Tensor]
+    average: dict[str, Tensor] | None
     optimizer: dict[str, Any]
-    random_states: dict[str, Tensor]
+    scaler: dict[str, Any]
+    sums: dict[str, float]
     history: list[dict[str, Any]]
 
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint of the last epoch in `history`, whole or not at all, and remove the oldest ones."""
+    @property
+    def is_best(self) -> bool:
+        """Whether an epoch ends here whose top-1 on the validation images is higher than that of all before."""
+        accuracies = [report["val_top1"] for report in self.history]
+        at_end = self.step == len(accuracies) * self.steps_per_epoch
+        return bool(accuracies) and at_end and accuracies[-1] > max(accuracies[:-1], default=-1.0)
+
+    def save(self, folder: Path, keep: int) -> Path:
+        """Write the checkpoint, whole or not at all, mark it if it is the best, and remove all but the last `keep`.
+
+        Checkpoints of later steps are removed too: this run does not go on from them, so they are damaged.
+
+        Raises:
+            OSError: it can't be written; the ones before are intact.
+        """
         buffer = io.BytesIO()
         torch.save(vars(self), buffer)
-        with replace_file(checkpoint_path(folder, len(self.history))) as temporary:
+        path = checkpoint_path(folder, self.step)
+        with replace_file(path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-        for old in sorted(folder.glob(_CHECKPOINTS))[:-KEPT]:
+        if self.is_best:
+            mark_best(path)
+        paths = sorted(folder.glob(_CHECKPOINTS))
+        until_now = paths[: paths.index(path) + 1]
+        for old in {*paths} - {*until_now[-keep:]}:
             old.unlink()
+        return path
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -68,15 +100,32 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest good checkpoint of a run; None when no epoch is done. `damaged` says which newer ones are not."""
+    """The newest good checkpoint of a run; None when there is none yet. `damaged` says which newer ones are not."""
 
     checkpoint: Checkpoint | None
     damaged: tuple[str, ...]
 
 
-def checkpoint_path(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint is that was written after `epoch` epochs."""
-    return folder / f"checkpoint-{epoch:04d}.pth"
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint is that was written after `step` steps."""
+    return folder / f"checkpoint-{step:08d}.pth"
+
+
+def mark_best(path: Path) -> None:
+    """Give a checkpoint its second name, under which it stays when it is no longer among the last ones."""
+    with replace_file(path.with_name(BEST)) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:  # some file systems have no links
+            shutil.copyfile(path, temporary)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether there was no space left, or none that this user may take."""
+    if isinstance(error, InputError):
+        error = error.__cause__
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -90,14 +139,16 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file; give a folder")
+    if resume:
+        for pattern in (_RECIPE, _CHECKPOINTS, BEST):
+            for leftover in folder.glob(f".{pattern}*"):  # from a process that was killed while it wrote
+                leftover.unlink()
     if folder.exists() and any(folder.iterdir()):
         if not resume:
             raise InputError(
                 f"output folder {folder} is not empty; pass --resume to go on with the run in it, or choose another one"
             )
         _require_same_recipe(folder, recipe)
-        for leftover in folder.glob(f".{_CHECKPOINTS}"):  # from a process that was killed while it wrote
-            leftover.unlink()
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

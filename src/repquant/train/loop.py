@@ -1,21 +1,29 @@
-"""The training loop: from one epoch to the next, each ending with a validation and a checkpoint."""
+"""The training loop: step by step, with a validation after each epoch, and checkpoints that it can go on from."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from math import isfinite
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
-from repquant.data.loading import Loader
+from repquant.data.loading import Batch, Loader
 from repquant.errors import InputError
-from repquant.train.checkpoint import Checkpoint, checkpoint_path
-from repquant.train.losses import classification_loss, custom_l2
-from repquant.train.optim import learning_rate, sgd
+from repquant.train.checkpoint import Checkpoint, checkpoint_path, is_disk_full, mark_best
+from repquant.train.distributed import ONE, Ranks
+from repquant.train.meters import LossWatch, Meter
+from repquant.train.optim import learning_rate
 from repquant.train.recipe import Recipe
+from repquant.train.reports import EpochReport, StepReport
 from repquant.train.sampling import TrainingSet
+from repquant.train.step import Stepper
+from repquant.train.stopping import StoppedError, StopRequest, listening
+from repquant.train.task import Task
+from repquant.train.validation import top1
+
+_READ_EVERY = 10
+"""Steps between two looks at the losses; each of them makes the device wait for this process."""
 
 _SMALLEST_BFLOAT16_IMAGE = 17
 """On the CPU. With 16 pixels or fewer the last stage's input is 1 x 1, and there oneDNN's weight gradient of a 3x3
@@ -26,141 +34,132 @@ class DivergedError(InputError):
     """The loss or a weight is NaN or infinite."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EpochReport:
-    """What an epoch gave. Percentages run 0-100.
-
-    Attributes:
-        epoch: epochs done, this one included.
-        learning_rate: of its last step.
-        loss: mean cross-entropy with smoothed labels on the augmented images, as the weights changed.
-        train_top1: accuracy on the same images in the same passes.
-        val_top1: accuracy of the weights at its end on the validation images.
-        train_seconds: reading of the images included, validation not.
-        images_per_second: of training.
-    """
-
-    epoch: int
-    learning_rate: float
-    loss: float
-    train_top1: float
-    val_top1: float
-    train_seconds: float
-    images_per_second: float
-
-
 class Trainer:
-    """A network in training, at the end of an epoch.
+    """A task in training, between two steps.
 
     Args:
-        model: moved to the device and trained in place.
+        task: its model is moved to the device and trained in place.
         recipe: how.
         training: the training images.
-        validation: labeled images.
+        validation: labeled images; of several ranks, the part of this one.
         device: where the network is trained.
+        ranks: this process among those that train; each has a Trainer.
 
     Attributes:
-        model: the network.
         history: one report for each epoch that is done.
+        step: how many are done.
 
     Raises:
-        InputError: the images are too small for bfloat16 on the CPU.
+        InputError: the images are too small for bfloat16 on the CPU, or the precision is not for this device.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, training: TrainingSet, validation: Loader, device: torch.device
+        self,
+        task: Task,
+        recipe: Recipe,
+        training: TrainingSet,
+        validation: Loader,
+        device: torch.device,
+        ranks: Ranks = ONE,
     ) -> None:
-        is_small = recipe.image_size < _SMALLEST_BFLOAT16_IMAGE
-        if is_small and recipe.precision == "bfloat16" and device.type == "cpu":
-            raise InputError(
-                f"--precision bfloat16 gives wrong gradients on the CPU for images of {recipe.image_size} pixels; "
-                f"pass --precision float32, or --image-size {_SMALLEST_BFLOAT16_IMAGE} or more"
-            )
-        # Contiguous NCHW throughout: the backward pass of a RepVGG in channels_last crashes on the CPU (torch 2.13).
-        self.model = model.to(device)
+        _require_precision(recipe, device)
         self.history: list[EpochReport] = []
+        self._task = task
         self._recipe = recipe
         self._training = training
         self._validation = validation
         self._device = device
-        self._optimizer = sgd(self.model, recipe)
+        self._ranks = ranks
+        self._stepper = Stepper(task, recipe, device, ranks)
+        self.step = 0
+        self._meter = Meter(device)
+        self._losses = LossWatch()
+        self._last_good: Path | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that is trained."""
+        return self._task.model
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to use: the one that is trained, or the average of its weights when the recipe asks for one."""
+        return self._stepper.result
 
     @property
     def remaining_images(self) -> int:
-        """Training images of all epochs that are not done."""
-        return (self._recipe.epochs - len(self.history)) * self._training.steps * self._recipe.batch_size
+        """Training images of all steps that are not done."""
+        return (self._total_steps - self.step) * self._recipe.batch_size
 
-    def fit(self, folder: Path, on_images: Callable[[int], None], on_epoch: Callable[[EpochReport], None]) -> None:
-        """Train the epochs that are left.
+    def fit(
+        self,
+        folder: Path,
+        on_step: Callable[[StepReport], None],
+        on_epoch: Callable[[EpochReport], None],
+        *,
+        checkpoint_steps: int = 0,
+        keep: int = 2,
+        on_notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Train the steps that are left. Every rank calls it; the callbacks are called in each.
 
         Args:
             folder: exists; gets a checkpoint after each epoch.
-            on_images: called after each step with its number of images.
-            on_epoch: called after each checkpoint.
+            on_step: called after each step.
+            on_epoch: called after each epoch's checkpoint.
+            checkpoint_steps: steps between checkpoints within an epoch; 0 for none.
+            keep: how many of the last checkpoints stay.
+            on_notice: called with a sentence when a checkpoint could not be written because the disk is full. The
+                training goes on.
 
         Raises:
             DivergedError: the loss or a weight is not finite. No checkpoint has such weights.
+            StoppedError: the process, or that of another rank, was asked to stop; a checkpoint is written.
             InputError: an image can't be read.
-            OSError: a checkpoint can't be written; the one before is intact.
+            OSError: a checkpoint can't be written, and the disk is not full; the one before is intact.
         """
-        while len(self.history) < self._recipe.epochs:
-            try:
-                report = self.run_epoch(on_images)
-            except DivergedError as error:
-                last_good = checkpoint_path(folder, len(self.history)) if self.history else "none, in the first epoch"
-                raise DivergedError(f"{error}. Last good checkpoint: {last_good}") from None
-            self.checkpoint().save(folder)
-            on_epoch(report)
 
-    def run_epoch(self, on_images: Callable[[int], None]) -> EpochReport:
-        """Train one epoch, measure it, and add its report to the history.
+        def save() -> None:
+            self._save(folder, keep, on_notice)
 
-        Raises:
-            DivergedError: the loss or, at the end, a weight is not finite.
-        """
-        epoch, steps = len(self.history), self._training.steps
-        self.model.train()
-        loss_sum, hits, images, rate = 0.0, 0, 0, 0.0
-        started = perf_counter()
-        for step, batch in enumerate(self._training.epoch(epoch), start=epoch * steps):
-            assert batch.labels is not None
-            rate = self._learning_rate(step)
-            loss, correct = self._step(batch.images.to(self._device), batch.labels.to(self._device), rate)
-            if not isfinite(loss):
-                raise self._diverged(f"the loss is {loss}", step, rate)
-            count = len(batch.images)
-            loss_sum, hits, images = loss_sum + loss * count, hits + correct, images + count
-            on_images(count)
-        seconds = perf_counter() - started
-        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
-            raise self._diverged("weights are not finite", (epoch + 1) * steps - 1, rate)
-        report = EpochReport(
-            epoch=epoch + 1,
-            learning_rate=rate,
-            loss=loss_sum / images,
-            train_top1=100 * hits / images,
-            val_top1=top1(self.model, self._validation, self._device),
-            train_seconds=seconds,
-            images_per_second=images / seconds,
-        )
-        self.history.append(report)
-        return report
+        batches = self._training.batches(self.step, self._total_steps, self._device)
+        with listening(self._ranks.world_size == 1) as stop:
+            while len(self.history) < self._recipe.epochs:
+                if self.step < self._end_of_epoch:
+                    on_step(self._take_step(batches))
+                    is_due = checkpoint_steps and self.step % checkpoint_steps == 0
+                    is_reading = is_due or self.step % _READ_EVERY == 0 or self.step == self._end_of_epoch
+                    is_stopping = False
+                    if is_reading or (stop.requested and self._ranks.world_size == 1):
+                        is_stopping = self._read_losses(stop)
+                    if is_stopping or (is_due and self.step < self._end_of_epoch):
+                        save()
+                else:
+                    report = self._finish_epoch(stop)
+                    is_stopping = report is None
+                    save()
+                    if report is not None:
+                        on_epoch(report)
+                if is_stopping:
+                    raise self._stopped()
 
     def checkpoint(self) -> Checkpoint:
-        """Return the state that `restore` goes on from."""
-        random_states = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            random_states["cuda"] = torch.cuda.get_rng_state(self._device)
+        """Return the state that `restore` goes on from. Collective."""
         return Checkpoint(
+            step=self.step,
             steps_per_epoch=self._training.steps,
-            model=self.model.state_dict(),
-            optimizer=self._optimizer.state_dict(),
-            random_states=random_states,
+            world_size=self._ranks.world_size,
+            **self._stepper.state(),
+            sums=self._meter.totals(self._ranks),
             history=[asdict(report) for report in self.history],
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same recipe; on the CPU, with the same number of threads, to the same bits.
+    def restore(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
+        """Go on from a checkpoint of the same recipe; on the CPU, in one process, to the same bits.
+
+        Args:
+            checkpoint: what to go on from.
+            path: its file, for messages.
 
         Raises:
             InputError: the number of training images is another one.
@@ -170,54 +169,122 @@ class Trainer:
                 f"the run has {checkpoint.steps_per_epoch} steps an epoch, these training images give "
                 f"{self._training.steps}; resume it with the images that it was started with"
             )
-        self.model.load_state_dict(checkpoint.model)
-        self._optimizer.load_state_dict(checkpoint.optimizer)
+        self._stepper.restore(checkpoint.model, checkpoint.average, checkpoint.optimizer, checkpoint.scaler)
         self.history = [EpochReport(**report) for report in checkpoint.history]
-        torch.set_rng_state(checkpoint.random_states["cpu"])
-        if self._device.type == "cuda" and "cuda" in checkpoint.random_states:
-            torch.cuda.set_rng_state(checkpoint.random_states["cuda"], self._device)
+        self.step = checkpoint.step
+        self._meter = Meter(self._device)
+        self._meter.restore(checkpoint.sums, self._ranks)
+        self._last_good = path
+        if path is not None and self._ranks.is_main and checkpoint.is_best:
+            mark_best(path)  # the process may have ended between the two names
+
+    @property
+    def _total_steps(self) -> int:
+        return self._recipe.epochs * self._training.steps
+
+    @property
+    def _end_of_epoch(self) -> int:
+        """The step with which the epoch ends that is under way."""
+        return (len(self.history) + 1) * self._training.steps
+
+    def _take_step(self, batches: Iterator[Batch]) -> StepReport:
+        """Update the weights once."""
+        meter, rate = self._meter, self._learning_rate(self.step)
+        began, before = perf_counter(), meter.images
+        loss = self._stepper.take(batches, self.step, self._total_steps, rate, meter)
+        self._losses.add(self.step, loss)
+        self.step += 1
+        meter.seconds += perf_counter() - began
+        return StepReport(
+            step=self.step,
+            images=(meter.images - before) * self._ranks.world_size,
+            loss=self._losses.latest,
+            learning_rate=rate,
+            data_percent=100 * meter.waiting / meter.seconds,
+        )
+
+    def _read_losses(self, stop: StopRequest) -> bool:
+        """Refuse losses that are not finite; return whether any rank was asked to stop. Collective."""
+        began = perf_counter()
+        step, loss, is_stopping = self._losses.read(self._ranks, stop.requested)
+        self._meter.seconds += perf_counter() - began  # the steps that the device was behind
+        if step is not None:
+            raise self._diverged(f"the loss is {loss}", step)
+        return is_stopping
+
+    def _finish_epoch(self, stop: StopRequest) -> EpochReport | None:
+        """Validate, and add a report to the history; None, and nothing done, when any rank was asked to stop."""
+        accuracy = top1(self.result, self._validation, self._device, self._ranks, lambda: stop.requested)
+        if accuracy is None:
+            return None
+        totals = self._meter.totals(self._ranks)
+        report = EpochReport(
+            epoch=len(self.history) + 1,
+            learning_rate=self._learning_rate(self.step - 1),
+            loss=totals["loss"] / totals["images"],
+            train_top1=100 * totals["hits"] / totals["images"],
+            val_top1=accuracy,
+            train_seconds=totals["seconds"],
+            images_per_second=totals["images"] / totals["seconds"],
+            data_percent=100 * totals["waiting"] / totals["seconds"],
+        )
+        self.history.append(report)
+        self._meter = Meter(self._device)
+        return report
+
+    def _save(self, folder: Path, keep: int, on_notice: Callable[[str], None]) -> None:
+        """Write a checkpoint in the main process, unless the disk is full. Collective."""
+        checkpoint = self.checkpoint()
+        averaged = () if checkpoint.average is None else checkpoint.average.values()
+        if not _all_finite([*checkpoint.model.values(), *averaged]):
+            raise self._diverged("weights are not finite", self.step - 1)
+        if not self._ranks.is_main:
+            self._last_good = checkpoint_path(folder, self.step)
+            return
+        try:
+            self._last_good = checkpoint.save(folder, keep)
+        except (OSError, InputError) as error:
+            if not is_disk_full(error):
+                raise
+            on_notice(
+                f"the disk is full: no checkpoint of step {self.step} in {folder}. Training goes on; last good "
+                f"checkpoint: {self._last_good or 'none yet'}"
+            )
 
     def _learning_rate(self, step: int) -> float:
         recipe, steps = self._recipe, self._training.steps
         return learning_rate(
             step,
-            total_steps=recipe.epochs * steps,
+            total_steps=self._total_steps,
             warmup_steps=round(recipe.warmup_epochs * steps),
-            peak=recipe.learning_rate,
+            peak=recipe.peak_learning_rate,
         )
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[float, int]:
-        """Update the weights once; return the mean loss before, and how many images were right."""
-        recipe = self._recipe
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = self.model(images)
-        loss = classification_loss(logits, labels, recipe.label_smoothing)
-        objective = loss
-        if recipe.custom_l2:
-            objective = loss + recipe.weight_decay / 2 * custom_l2(self.model)
-        self._optimizer.zero_grad()
-        objective.backward()
-        self._optimizer.step()
-        return loss.item(), int((logits.argmax(dim=1) == labels).sum())
-
-    def _diverged(self, what: str, step: int, rate: float) -> DivergedError:
-        total = self._recipe.epochs * self._training.steps
+    def _diverged(self, what: str, step: int) -> DivergedError:
         return DivergedError(
-            f"training has diverged: {what} at step {step + 1} of {total} (epoch {len(self.history) + 1}), "
-            f"learning rate {rate:.6g}; lower --learning-rate or raise --warmup-epochs"
+            f"training has diverged: {what} at step {step + 1} of {self._total_steps} "
+            f"(epoch {step // self._training.steps + 1}), learning rate {self._learning_rate(step):.6g}; "
+            f"lower --learning-rate or raise --warmup-epochs. Last good checkpoint: {self._last_good or 'none yet'}"
+        )
+
+    def _stopped(self) -> StoppedError:
+        return StoppedError(
+            f"stopped as asked after step {self.step} of {self._total_steps}; the same command with --resume goes on. "
+            f"Last good checkpoint: {self._last_good or 'none'}"
         )
 
 
-@torch.inference_mode()
-def top1(model: nn.Module, loader: Loader, device: torch.device) -> float:
-    """Return the share of labeled images in percent whose largest logit is the label's; leaves `model` in eval mode."""
-    model.eval()
-    hits = images = 0
-    for batch in loader:
-        assert batch.labels is not None
-        logits = model(batch.images.to(device))
-        hits += int((logits.argmax(dim=1) == batch.labels.to(device)).sum())
-        images += len(batch.images)
-    return 100 * hits / images
+def _require_precision(recipe: Recipe, device: torch.device) -> None:
+    if recipe.precision == "float16" and device.type != "cuda":
+        raise InputError("--precision float16 needs --device cuda; pass bfloat16 or float32")
+    smallest = min(recipe.training_sizes)
+    if smallest < _SMALLEST_BFLOAT16_IMAGE and recipe.precision == "bfloat16" and device.type == "cpu":
+        raise InputError(
+            f"--precision bfloat16 gives wrong gradients on the CPU for images of {smallest} pixels; "
+            f"pass --precision float32, or --image-size {_SMALLEST_BFLOAT16_IMAGE} or more"
+        )
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    checks = [tensor.isfinite().all() for tensor in tensors]
+    return bool(torch.stack(checks).all())

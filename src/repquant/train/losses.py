@@ -9,10 +9,10 @@ from repquant.models.blocks import RepVGGBlock
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy, in float32, of logits (N, K) with labels (N,).
+    """Mean cross-entropy, in float32, of logits (N, K) with labels (N,), or with shares of the classes (N, K).
 
-    The target is 1 - label_smoothing for the label, plus label_smoothing / K for every class (Szegedy et al., CVPR
-    2016).
+    The target is 1 - label_smoothing for the label (or as much of its shares), plus label_smoothing / K for every class
+    (Szegedy et al., CVPR 2016).
     """
     return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 

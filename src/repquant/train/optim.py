@@ -1,15 +1,16 @@
-"""The optimizer of the official recipe: SGD with momentum on two parameter groups, and its learning rate."""
+"""The optimizer on its parameter groups, and the learning rate of a step."""
 
 from math import cos, pi
+from typing import Any
 
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from repquant.models.blocks import RepVGGBlock
 from repquant.train.recipe import Recipe
 
 
-def parameter_groups(model: nn.Module, custom_l2: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def decayed_and_free(model: nn.Module, custom_l2: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split the trained parameters into those with weight decay and those without.
 
     Kernels and matrices decay; biases and batch normalization, the tensors of one dimension, do not. With `custom_l2`
@@ -33,14 +34,17 @@ def parameter_groups(model: nn.Module, custom_l2: bool) -> tuple[list[nn.Paramet
     return decayed, free
 
 
-def sgd(model: nn.Module, recipe: Recipe) -> SGD:
-    """Return the optimizer; the loop sets its learning rate at each step."""
-    decayed, free = parameter_groups(model, recipe.custom_l2)
-    return SGD(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-    )
+def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    """Return the recipe's optimizer on groups of parameters; `set_learning_rate` gives it the one of each step."""
+    if recipe.optimizer == "adamw":
+        return AdamW(groups, lr=recipe.peak_learning_rate, betas=(recipe.momentum, 0.999))
+    return SGD(groups, lr=recipe.peak_learning_rate, momentum=recipe.momentum)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give each group its learning rate: `rate` times the group's "lr_scale", which is 1 where there is none."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def learning_rate(step: int, *, total_steps: int, warmup_steps: int, peak: float) -> float:

@@ -7,43 +7,64 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from repquant.errors import InputError
+from repquant.train.schedule import parse_sizes, size_at
 
-AUGMENTATIONS = ("random-resized-crop", "padded-crop")
-PRECISIONS = ("float32", "bfloat16")
+AUGMENTATIONS = ("random-resized-crop", "padded-crop", "center-crop")
+PRECISIONS = ("float32", "bfloat16", "float16")
+OPTIMIZERS = ("sgd", "adamw")
+STAGES = 5
+"""Parts that `freeze_stages` counts: the stem and the four stages."""
 
 
-def _setting(help: str, default: Any = MISSING) -> Any:
+def setting(help: str, default: Any = MISSING) -> Any:
+    """Return a dataclass field with a help text for the command line; without a default it is required."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All settings of a training; the defaults are those of the official 120 epochs on ImageNet.
+    """All settings of a training; the defaults are those of the official 120 epochs on ImageNet, with label smoothing.
 
-    That is SGD with momentum, a cosine from the learning rate to 0 over all steps, label smoothing, no weight decay on
-    biases and batch normalization (Ding et al., CVPR 2021, section 4.1, and the code at DingXiaoH/RepVGG).
+    That is SGD with momentum, a cosine from the learning rate to 0 over all steps, no weight decay on biases and batch
+    normalization (Ding et al., CVPR 2021, section 4.1, and the code at DingXiaoH/RepVGG). The authors smooth labels in
+    their longer trainings only; recipes/imagenet-120.yaml is what they do in 120 epochs.
 
     Raises:
         InputError: a setting is out of its range.
     """
 
-    arch: str = _setting("architecture, for example RepVGG-A0")
-    num_classes: int = _setting("number of classes", 1000)
-    image_size: int = _setting("side of the square images that the network sees, in pixels", 224)
-    crop_ratio: float = _setting("image size / resized shorter side, for validation", 0.875)
-    mean: tuple[float, float, float] = _setting("channel means for normalization", (0.485, 0.456, 0.406))
-    std: tuple[float, float, float] = _setting("channel standard deviations for normalization", (0.229, 0.224, 0.225))
-    augmentation: str = _setting(f"of training images, beside flips: {' or '.join(AUGMENTATIONS)}", AUGMENTATIONS[0])
-    batch_size: int = _setting("images a step", 256)
-    epochs: int = _setting("passes over the training images", 120)
-    learning_rate: float = _setting("peak learning rate; it falls to 0 along a cosine", 0.1)
-    warmup_epochs: float = _setting("epochs in which the learning rate rises linearly to its peak", 0.0)
-    momentum: float = _setting("momentum of SGD", 0.9)
-    weight_decay: float = _setting("weight decay of kernels; biases and batch normalization have none", 1e-4)
-    custom_l2: bool = _setting("decay the equivalent kernel of each block in place of its branches' kernels", False)
-    label_smoothing: float = _setting("share of the target that is spread evenly over all classes", 0.1)
-    precision: str = _setting("of the forward pass: float32, or bfloat16 under autocast", "float32")
-    seed: int = _setting("seed of the initial weights, the order of the images and their augmentation", 0)
+    arch: str = setting("architecture, for example RepVGG-A0")
+    num_classes: int = setting("number of classes", 1000)
+    image_size: int = setting("side of the square images that the network sees, in pixels", 224)
+    crop_ratio: float = setting("image size / resized shorter side, for validation", 0.875)
+    mean: tuple[float, float, float] = setting("channel means for normalization", (0.485, 0.456, 0.406))
+    std: tuple[float, float, float] = setting("channel standard deviations for normalization", (0.229, 0.224, 0.225))
+    augmentation: str = setting(f"of training images, beside flips: {', '.join(AUGMENTATIONS)}", AUGMENTATIONS[0])
+    size_schedule: str = setting('side of training images from an epoch on, for example "0:96,10:128"; "": fixed', "")
+    randaugment: str = setting('RandAugment on the batch, for example n2m9; "": none', "")
+    mixup: float = setting("alpha of mixup; 0 turns it off", 0.0)
+    cutmix: float = setting("alpha of CutMix; 0 turns it off", 0.0)
+    held_back_images: int = setting("validate on so many images taken out of training, in place of val/", 0)
+    training_images: int = setting("train on so many images, those of all classes alike; 0: on all", 0)
+    batch_size: int = setting("images a step, over all processes and accumulation steps together", 256)
+    accumulation_steps: int = setting("parts of a process's batch that pass one after the other", 1)
+    sync_bn: bool = setting("batch statistics over the parts of all processes", True)
+    epochs: int = setting("passes over the training images", 120)
+    optimizer: str = setting(f"{' or '.join(OPTIMIZERS)}", OPTIMIZERS[0])
+    learning_rate: float = setting("peak learning rate; it falls to 0 along a cosine", 0.1)
+    reference_batch: int = setting("images a step that the learning rate is for: it is scaled linearly; 0: as is", 0)
+    warmup_epochs: float = setting("epochs in which the learning rate rises linearly to its peak", 0.0)
+    momentum: float = setting("momentum of SGD; the first beta of AdamW", 0.9)
+    weight_decay: float = setting("weight decay of kernels; biases and batch normalization have none", 1e-4)
+    custom_l2: bool = setting("decay the equivalent kernel of each block in place of its branches' kernels", False)
+    clip_norm: float = setting("largest norm of the gradient over all parameters; 0: no limit", 0.0)
+    ema_decay: float = setting("decay of the average of weights that is validated and saved; 0: no average", 0.0)
+    label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.1)
+    auxiliary_weight: float = setting("weight of the losses of auxiliary heads, where the network has some", 0.1)
+    init_weights: str = setting("checkpoint of the same architecture to start from; a head that differs is new", "")
+    freeze_stages: int = setting("parts that stay as they are: 1 is the stem, 2 the stem and the first stage, ...", 0)
+    precision: str = setting("of the forward pass: float32, or under autocast bfloat16 or (cuda) float16", "float32")
+    seed: int = setting("seed of the initial weights, the order of the images and their augmentation", 0)
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained with."""
@@ -51,12 +72,44 @@ class Recipe:
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         self._require(self.batch_size >= 2, "batch_size", "at least 2, for batch statistics")
         self._require(self.epochs >= 1, "epochs", "at least 1")
+        self._require(self.accumulation_steps >= 1, "accumulation_steps", "at least 1")
+        self._require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}")
+        self._require(0 <= self.ema_decay < 1, "ema_decay", "from 0 to less than 1")
+        self._require(0 <= self.freeze_stages <= STAGES, "freeze_stages", f"from 0 to {STAGES}")
+        for name in ("mixup", "cutmix", "clip_norm", "auxiliary_weight"):
+            self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
+        for name in ("reference_batch", "held_back_images", "training_images"):
+            self._require(getattr(self, name) >= 0, name, "0 or a positive number")
+        if self.size_schedule:
+            begins = [epoch for epoch, _ in parse_sizes(self.size_schedule)]
+            self._require(begins[-1] < self.epochs, "size_schedule", f"epochs from 0 to {self.epochs - 1}")
         self._require(0 < self.learning_rate < float("inf"), "learning_rate", "a positive number")
         self._require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", f"from 0 to less than {self.epochs}")
         self._require(0 <= self.momentum < 1, "momentum", "from 0 to less than 1")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or a positive number")
         self._require(0 <= self.label_smoothing < 1, "label_smoothing", "from 0 to less than 1")
         self._require(self.seed >= 0, "seed", "0 or a positive integer")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate for this batch size (Goyal et al., "Accurate, large minibatch SGD", 2017)."""
+        factor = self.batch_size / self.reference_batch if self.reference_batch else 1.0
+        return self.learning_rate * factor
+
+    @property
+    def training_sizes(self) -> tuple[int, ...]:
+        """All sides that training images have in the course of the training, in pixels."""
+        plan = parse_sizes(self.size_schedule) if self.size_schedule else ((0, self.image_size),)
+        return tuple(side for _, side in plan)
+
+    def training_size(self, epoch: int) -> int:
+        """The side of the training images in an epoch, counted from 0, in pixels."""
+        return size_at(parse_sizes(self.size_schedule), epoch) if self.size_schedule else self.image_size
+
+    @property
+    def mixes_batches(self) -> bool:
+        """Whether images are augmented as a batch too."""
+        return bool(self.mixup or self.cutmix or self.randaugment)
 
     def _require(self, is_valid: bool, name: str, allowed: str) -> None:
         if not is_valid:

@@ -1,0 +1,47 @@
+"""The network that a training begins with: fresh, from a checkpoint, or with the scales of a hyper-search."""
+
+from pathlib import Path
+
+import torch
+
+from repquant.errors import InputError
+from repquant.models.checkpoints import load_model, load_tensors
+from repquant.models.dialects import detect, from_native
+from repquant.models.network import RepVGG, build
+from repquant.models.repopt import target_from_search
+from repquant.models.zoo import SEARCH_SUFFIX, builtin_weights, get_spec
+from repquant.train.recipe import Recipe
+
+
+def initial_network(recipe: Recipe) -> tuple[RepVGG, str]:
+    """Return a network in training form, and a sentence on where its weights are from.
+
+    Fresh weights come from the recipe's seed. With `recipe.init_weights` they are those of the checkpoint; a head for
+    another number of classes is fresh. For a RepOpt-VGG that may also be the checkpoint of its hyper-search.
+
+    Raises:
+        InputError: as `load_model`; or the checkpoint is in deploy form.
+    """
+    torch.manual_seed(recipe.seed)
+    if not recipe.init_weights:
+        return build(recipe.arch, recipe.num_classes), f"fresh weights, seed {recipe.seed}"
+    path = builtin_weights() if recipe.init_weights == "builtin" else Path(recipe.init_weights)
+    tensors = load_tensors(path)
+    head = from_native("head.weight", detect(tensors))
+    classes = len(tensors[head]) if head in tensors else recipe.num_classes
+    if get_spec(recipe.arch).block == "repopt" and any("scale_identity" in key for key in tensors):
+        search = load_model(path, recipe.arch + SEARCH_SUFFIX, classes)
+        return target_from_search(search, recipe.seed, recipe.num_classes), f"fresh weights with the scales of {path}"
+    source = load_model(path, recipe.arch, classes)
+    if source.form != "training":
+        raise InputError(f"weights {path} are in deploy form, which has no branches to train; give the training form")
+    if classes == recipe.num_classes:
+        return source.train(), f"weights of {path}"
+    network = build(recipe.arch, recipe.num_classes)
+    fresh = network.state_dict()
+    kept = {name: tensor for name, tensor in source.state_dict().items() if tensor.shape == fresh[name].shape}
+    network.load_state_dict(fresh | kept)
+    return network, (
+        f"weights of {path}, which has {classes} classes; fresh for {recipe.num_classes}: "
+        f"{', '.join(name for name in fresh if name not in kept)}"
+    )

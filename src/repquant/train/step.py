@@ -1,0 +1,140 @@
+"""One optimizer step: forward and backward passes over the parts of a batch, and the update."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from repquant.data.loading import Batch
+from repquant.train.distributed import Ranks, distribute
+from repquant.train.meters import Meter
+from repquant.train.optim import make_optimizer, set_learning_rate
+from repquant.train.recipe import Recipe
+from repquant.train.sync_batch_norm import synchronize_batch_norm
+from repquant.train.task import Task
+
+
+class Stepper:
+    """A task with all that its steps need; see `loop.Trainer` for the arguments.
+
+    Attributes:
+        optimizer: of the task's parameter groups.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, device: torch.device, ranks: Ranks) -> None:
+        self._task = task
+        self._recipe = recipe
+        self._device = device
+        self._rank = ranks.rank
+        # Contiguous NCHW throughout: the backward pass of a RepVGG in channels_last crashes on the CPU (torch 2.13).
+        task.model.to(device)
+        if recipe.sync_bn:
+            synchronize_batch_norm(task.model, device, ranks)
+        self._network = distribute(task.model, device, ranks)
+        self.optimizer = make_optimizer(task.parameter_groups(), recipe)
+        task.prepare_optimizer(self.optimizer)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self._average: AveragedModel | None = None
+        if recipe.ema_decay:
+            averaging = get_ema_multi_avg_fn(recipe.ema_decay)
+            self._average = AveragedModel(task.model, multi_avg_fn=averaging, use_buffers=True)
+        self._augment: Callable[..., tuple[Tensor, Tensor]] | None = None
+        if recipe.mixes_batches:
+            from repquant.train.batch_augment import BatchAugmentation
+
+            self._augment = BatchAugmentation(
+                mixup=recipe.mixup,
+                cutmix=recipe.cutmix,
+                randaugment=recipe.randaugment,
+                num_classes=recipe.num_classes,
+                mean=recipe.mean,
+                std=recipe.std,
+            )
+
+    @property
+    def result(self) -> nn.Module:
+        """The network, or the average of its weights when the recipe asks for one."""
+        return self._task.model if self._average is None else self._average.module
+
+    def take(self, batches: Iterator[Batch], step: int, total_steps: int, rate: float, meter: Meter) -> Tensor:
+        """Update the weights once; return this rank's mean loss, on the device.
+
+        Args:
+            batches: the next parts of the batch are taken from here.
+            step: counted from 0 over the whole training.
+            total_steps: of the training.
+            rate: learning rate.
+            meter: counts what was trained on, and the time that the parts were waited for.
+        """
+        recipe, parts = self._recipe, self._recipe.accumulation_steps
+        if not self._task.model.training:
+            self._task.model.train()
+        self._task.before_step(step, total_steps)
+        set_learning_rate(self.optimizer, rate)
+        # All that is random follows from the seed, the step and the rank: no random state is carried along.
+        sequence = np.random.SeedSequence((recipe.seed, step, self._rank))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        self.optimizer.zero_grad()
+        losses = []
+        for part in range(parts):
+            with meter.wait():
+                batch = next(batches)
+            losses.append(self._accumulate(batch, meter, is_last=part == parts - 1))
+        if recipe.clip_norm:
+            self._scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self._task.model.parameters(), recipe.clip_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update_parameters(self._task.model)
+        return torch.stack(losses).mean()
+
+    def state(self) -> dict[str, Any]:
+        """The state dicts that `restore` takes, by the names of its arguments."""
+        return {
+            "model": self._task.model.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def restore(
+        self,
+        model: dict[str, Tensor],
+        average: dict[str, Tensor] | None,
+        optimizer: dict[str, Any],
+        scaler: dict[str, Any],
+    ) -> None:
+        """Take over the state of another one with the same recipe."""
+        self._task.model.load_state_dict(model)
+        if self._average is not None:
+            assert average is not None
+            self._average.load_state_dict(average)
+        self.optimizer.load_state_dict(optimizer)
+        self._scaler.load_state_dict(scaler)
+
+    def _accumulate(self, batch: Batch, meter: Meter, *, is_last: bool) -> Tensor:
+        """Add the gradients of a part of the batch, and with the last part those of all ranks; return its mean loss."""
+        recipe, images, labels = self._recipe, batch.images, batch.labels
+        assert labels is not None
+        if self._augment is not None:
+            images, labels = self._augment(images, labels)
+        with nullcontext() if is_last else self._alone():
+            precision = torch.float16 if recipe.precision == "float16" else torch.bfloat16
+            with torch.autocast(self._device.type, precision, enabled=recipe.precision != "float32"):
+                objective = self._task.objective(self._network, images, labels)
+            self._scaler.scale(objective.total / recipe.accumulation_steps).backward()
+        loss, logits = objective.loss.detach(), objective.logits.detach()
+        targets = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        meter.add(loss, (logits.argmax(dim=1) == targets).sum(), len(images))
+        return loss
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Let this rank's gradients pile up without those of the others."""
+        return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()

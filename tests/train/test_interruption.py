@@ -1,0 +1,139 @@
+"""Runs that are killed, asked to stop, or find the disk full."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repquant.train.checkpoint import Checkpoint, checkpoint_path, newest_checkpoint
+from repquant.train.loop import DivergedError
+from repquant.train.stopping import StoppedError, listening
+
+
+def ignore(_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(24, marks=pytest.mark.slow)])
+def test_killed_runs_end_with_the_bits_of_one_that_was_left_alone(tmp_path, kills):
+    script = Path(__file__).with_name("killed_runs.py")
+    command = [sys.executable, str(script), str(tmp_path), str(kills), "5"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["kills"] >= kills
+    assert report["identical"]
+    assert any(step > 0 for step in report["steps"]), "no run got as far as a checkpoint"
+
+
+def asked_to_stop(number: signal.Signals, step: int):
+    def on_step(report) -> None:
+        if report.step == step:
+            signal.raise_signal(number)
+
+    return on_step
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [2, 4, 12], ids=["within", "end of an epoch", "last"])
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint(recipe, trainer, tmp_path, number, step):
+    handler = signal.getsignal(number)
+    with pytest.raises(StoppedError, match=rf"stopped as asked after step {step} of 12; the same command with"):
+        trainer(recipe()).fit(tmp_path, asked_to_stop(number, step), ignore)
+    assert signal.getsignal(number) == handler
+    resumed, whole = trainer(recipe(), weights_seed=5), trainer(recipe())
+    resumed.restore(newest_checkpoint(tmp_path).checkpoint)
+    assert resumed.step == step
+    for training in (resumed, whole):
+        training.fit(tmp_path, ignore, ignore)
+    assert [report.loss for report in resumed.history] == [report.loss for report in whole.history]
+    assert resumed.model.state_dict()["head.weight"].equal(whole.model.state_dict()["head.weight"])
+
+
+def test_a_stop_during_validation_leaves_the_validation_to_the_resumed_run(recipe, trainer, tmp_path, monkeypatch):
+    training = trainer(recipe(epochs=1))
+    batches = list(training._validation)
+
+    class Stopping:
+        def __iter__(self):
+            signal.raise_signal(signal.SIGTERM)
+            return iter(batches)
+
+    monkeypatch.setattr(training, "_validation", Stopping())
+    with pytest.raises(StoppedError):
+        training.fit(tmp_path, ignore, ignore)
+    checkpoint = newest_checkpoint(tmp_path).checkpoint
+    assert (checkpoint.step, checkpoint.history) == (4, [])
+    resumed = trainer(recipe(epochs=1))
+    resumed.restore(checkpoint)
+    resumed.fit(tmp_path, ignore, ignore)
+    assert len(resumed.history) == 1
+    assert (tmp_path / "best.pth").exists()
+
+
+def test_a_second_interrupt_ends_at_once_but_not_under_torchrun():
+    with listening(is_alone=True) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with listening(is_alone=False) as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+
+
+@pytest.fixture
+def full_at(monkeypatch):
+    """Let the disk be full, or another error arise, while the checkpoints of some steps are written."""
+
+    def fill(*steps: int, number: int = errno.ENOSPC) -> None:
+        write = Path.write_bytes
+
+        def write_bytes(self: Path, content: bytes) -> int:
+            if any(checkpoint_path(self.parent, step).name in self.name for step in steps):
+                write(self, bytes(content)[:100])
+                raise OSError(number, os.strerror(number))
+            return write(self, content)
+
+        monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+    return fill
+
+
+def test_a_full_disk_is_named_and_training_goes_on(recipe, trainer, tmp_path, full_at):
+    full_at(6, 8)
+    training, notices = trainer(recipe()), []
+    training.fit(tmp_path, ignore, ignore, checkpoint_steps=2, keep=8, on_notice=notices.append)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.pth", *(f"checkpoint-{step:08d}.pth" for step in (2, 4, 10, 12))]
+    assert len(notices) == 2
+    for step, notice in zip((6, 8), notices, strict=True):
+        assert f"the disk is full: no checkpoint of step {step} in {tmp_path}. Training goes on" in notice
+        assert str(checkpoint_path(tmp_path, 4)) in notice
+    assert len(training.history) == 3
+    assert Checkpoint.load(checkpoint_path(tmp_path, 4)).step == 4
+
+
+def test_another_error_of_the_disk_ends_the_run(recipe, trainer, tmp_path, full_at):
+    full_at(4, number=errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        trainer(recipe()).fit(tmp_path, ignore, ignore)
+
+
+def test_after_a_full_disk_a_nan_names_the_checkpoint_that_is_there(recipe, trainer, tmp_path, full_at):
+    full_at(8)
+    training = trainer(recipe())
+
+    def poison(report) -> None:
+        if report.step == 9:
+            training.model.head.bias.data[0] = float("nan")
+
+    with pytest.raises(DivergedError, match=r"step 10 of 12 .* Last good checkpoint: .*checkpoint-00000004\.pth"):
+        training.fit(tmp_path, poison, ignore)
