@@ -146,7 +146,7 @@ def test_points_are_those_that_were_quantized(strong, images):
 
 def test_whole_is_the_quantized_network(strong, images, measured):
     assert measured.images == len(images)
-    assert measured.both.kl == pytest.approx(kl(strong, quantize(strong, images), images), rel=1e-6)
+    assert measured.both.kl == pytest.approx(kl(strong, quantize(strong, images), images), rel=1e-5)
     assert measured.both.kl > 1e-6
 
 

@@ -83,9 +83,29 @@ def quantization_points(model: nn.Module, keep_float: Collection[str] = ()) -> d
     return points
 
 
+def rounded_points(
+    model: nn.Module, ranges: Collection[str], target: Target, keep_float: Collection[str]
+) -> dict[str, nn.Module]:
+    """Return the quantization points whose input the target rounds.
+
+    Raises:
+        InputError: one of them is not in `ranges`, or there is none.
+    """
+    points = {
+        name: module
+        for name, module in quantization_points(model, keep_float).items()
+        if target.quantizes_terms or not isinstance(module, Term)
+    }
+    if not points:
+        raise InputError("nothing is left to quantize: every layer is kept in float")
+    if missing := sorted(set(points) - set(ranges)):
+        raise InputError(f"no activation range for {', '.join(missing)}; calibrate the same model with the same layers")
+    return points
+
+
 def quantize_model(
     model: ModuleT,
-    ranges: Mapping[str, Range],
+    ranges: Mapping[str, Range | Grid],
     target: Target,
     keep_float: Collection[str] = (),
     weight_grids: Mapping[str, Grid] = MappingProxyType({}),
@@ -94,7 +114,7 @@ def quantize_model(
 
     Args:
         model: the float model; it is not changed.
-        ranges: (low, high) of the input of each quantization point.
+        ranges: (low, high) of the input of each quantization point, or its grid.
         target: the schemes.
         keep_float: layers that stay in float, see `resolve_keep_float`.
         weight_grids: grids of layers whose weights lie on a grid already; the others get the range of their weights.
@@ -102,18 +122,12 @@ def quantize_model(
     Raises:
         InputError: a point without a range, or no point at all.
     """
-    points = quantization_points(model, keep_float)
-    if not points:
-        raise InputError("nothing is left to quantize: every layer is kept in float")
-    missing = sorted(set(points) - set(ranges))
-    if missing:
-        raise InputError(f"no activation range for {', '.join(missing)}; calibrate the same model with the same layers")
+    points = rounded_points(model, ranges, target, keep_float)
     memo: dict[int, Any] = {}
     # Innermost first: the copy of a squeeze-and-excite block then holds its convolutions' quantized forms.
     for name, module in sorted(points.items(), key=lambda item: -item[0].count(".")):
-        if isinstance(module, Term) and not target.quantizes_terms:
-            continue
-        grid = grid_for_range(*ranges[name], target.activation)
+        given = ranges[name]
+        grid = given if isinstance(given, Grid) else grid_for_range(*given, target.activation)
         if isinstance(module, nn.Conv2d | nn.Linear):
             weights = weight_grids.get(name) or weight_grid(module.weight, module.bias, grid.scale, target.weight)
             make = QuantizedConv2d if isinstance(module, nn.Conv2d) else QuantizedLinear

@@ -117,15 +117,16 @@ def apply_scales(model: ModuleT, links: Sequence[Link], scales: Sequence[Tensor]
         producer.weight.mul_(factor.reshape(-1, *[1] * (producer.weight.dim() - 1)))
         if producer.bias is not None:
             producer.bias.mul_(factor)
-        _divide_columns(consumer, factor)
+        divide_columns(consumer, factor)
         for name in link.excitations:
             excitation = scaled.get_submodule(name)
             assert isinstance(excitation, SqueezeExcite)
-            _divide_columns(excitation.down, factor)
+            divide_columns(excitation.down, factor)
     return scaled
 
 
-def _divide_columns(layer: Layer, factor: Tensor) -> None:
+def divide_columns(layer: Layer, factor: Tensor) -> None:
+    """Divide a layer's weights, in place, by the factor (I,) of the input channel that they multiply."""
     if layer.weight.dim() == 2:
         layer.weight.div_(factor)
         return
@@ -145,6 +146,21 @@ def equalize(
 ) -> ModuleT:
     """Return a copy of a deploy model whose channels are scaled for quantization; it computes the same.
 
+    The arguments and errors are those of `find_scales`.
+    """
+    return apply_scales(model, *find_scales(model, method, batches, target, shortcut, on_batch))
+
+
+def find_scales(
+    model: nn.Module,
+    method: Equalization,
+    batches: Iterable[Tensor],
+    target: Target,
+    shortcut: Shortcut = "inside",
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> tuple[tuple[Link, ...], list[Tensor]]:
+    """Return the links between the layers of a deploy model, and the scales (C,) of the tensor of each.
+
     Args:
         model: without shortcuts, which are set apart afterwards.
         method: "ranges" (the pairwise rule, which needs no images) or "noise" (the noise model).
@@ -158,9 +174,9 @@ def equalize(
     """
     links = find_chain(model)
     if not links:
-        return copy.deepcopy(model)
+        return (), []
     if method == "ranges":
-        return apply_scales(model, links, _range_scales(model, links))
+        return links, _range_scales(model, links)
     names = [links[0].producer, *(link.consumer for link in links)]
     moments = _measure(model, names, batches, on_batch)
     scales = minimize_noise(
@@ -173,7 +189,7 @@ def equalize(
         activation_steps=target.activation.qmax,
         per_channel=target.weight.channel_axis is not None,
     )
-    return apply_scales(model, links, scales)
+    return links, scales
 
 
 def _layer(model: nn.Module, name: str) -> Layer:

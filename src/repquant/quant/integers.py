@@ -57,11 +57,16 @@ def weight_grid(weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme
     assert scheme.symmetric, "a zero point on weights would need a correction per output"
     low, high = channel_range(weight.detach(), scheme)
     if bias is not None:
-        magnitude = bias.detach().abs()
-        largest = magnitude if scheme.channel_axis is not None else magnitude.max()
-        # float32 rounds near 2^31; half of the range is out of its reach.
-        high = torch.maximum(high, largest / (input_scale * (INT32_MAX // 2)) * scheme.qmax)
+        high = torch.maximum(high, smallest_scale(bias, input_scale, scheme) * scheme.qmax)
     return grid_for_range(low, high, scheme)
+
+
+def smallest_scale(bias: Tensor, input_scale: Tensor, scheme: Scheme) -> Tensor:
+    """Return the smallest weight scale, (O,) or (), with which a bias (O,) fits 32 bits."""
+    magnitude = bias.detach().abs()
+    largest = magnitude if scheme.channel_axis is not None else magnitude.max()
+    # float32 rounds near 2^31; half of the range is out of its reach.
+    return largest / (input_scale * (INT32_MAX // 2))
 
 
 def quantize_parameters(weight: Tensor, bias: Tensor | None, input_scale: Tensor, grid: Grid) -> IntegerParameters:

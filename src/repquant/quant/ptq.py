@@ -58,6 +58,13 @@ class PtqMethod:
             if given not in allowed:
                 raise InputError(f"{what} {given!r} was given; allowed are {', '.join(allowed)}")
 
+    @property
+    def shortcut(self) -> Shortcut:
+        """What equalization has to know about the identity branches."""
+        if self.identity in ("fused", "residual"):
+            return "residual" if self.identity == "residual" else "inside"
+        return "apart"
+
 
 def prepare(
     model: ModuleT,
@@ -76,7 +83,7 @@ def prepare(
         on_batch: called with the number of images after each batch.
     """
     if method.equalization != "none":
-        model = equalize(model, method.equalization, batches, target, _shortcut(method.identity), on_batch)
+        model = equalize(model, method.equalization, batches, target, method.shortcut, on_batch)
     return model if method.identity == "fused" else split_identity(model, method.identity, target.weight)
 
 
@@ -126,9 +133,3 @@ def progress_total(model: nn.Module, method: PtqMethod, images: int, keep_float:
         return images
     layers = sum(isinstance(point, Layer) for point in quantization_points(model, keep_float).values())
     return layers if method.rounding == "feedback" else layers * method.reconstruction.steps
-
-
-def _shortcut(identity: Identity) -> Shortcut:
-    if identity in ("fused", "residual"):
-        return "residual" if identity == "residual" else "inside"
-    return "apart"

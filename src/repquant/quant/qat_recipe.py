@@ -1,0 +1,89 @@
+"""What quantization-aware training depends on, beyond what any training does.
+
+Nothing heavy is imported here: the command line takes its options from this dataclass.
+"""
+
+from dataclasses import dataclass
+
+from repquant.errors import InputError
+from repquant.train.recipe import Recipe, setting
+
+METHODS = ("equivalent-kernel", "plain", "inserted-bn")
+WEIGHT_SCALES = ("auto", "fixed", "learned", "max")
+ACTIVATION_SCALES = ("learned", "fixed")
+STATISTICS = ("frozen", "refreshed")
+
+UNUSED = {"custom_l2": False, "auxiliary_weight": 0.1, "init_weights": "", "freeze_stages": 0}
+"""Options of `Recipe` that mean nothing here, and the values with which they say so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatRecipe(Recipe):
+    """All settings of a quantization-aware training; `Recipe` says what the others mean.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    method: str = setting(
+        "what trains: the branches through their equivalent-kernel, the plain deploy kernels, or kernels with "
+        "inserted-bn",
+        METHODS[0],
+    )
+    epochs: int = setting("passes over the training images", 1)
+    batch_size: int = setting("images a step, over all processes and accumulation steps together", 64)
+    optimizer: str = setting("adamw or sgd", "adamw")
+    learning_rate: float = setting(
+        "peak; it falls to 0 along a cosine. With adamw in steps of each kernel's grid, so that it suits all bits", 3e-3
+    )
+    warmup_epochs: float = setting("epochs in which the learning rate rises linearly to its peak", 0.0)
+    weight_decay: float = setting("weight decay of kernels; scales, biases and batch normalization have none", 0.0)
+    label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.0)
+    augmentation: str = setting("of training images, beside flips; center-crop is what evaluation sees", "center-crop")
+    weight_scales: str = setting(
+        "of kernels: fixed as at the start, learned (LSQ), max at each step, or auto: max for inserted-bn, whose "
+        "kernels follow the statistics, else fixed",
+        WEIGHT_SCALES[0],
+    )
+    activation_scales: str = setting("of activations: learned (LSQ), or fixed as calibrated", ACTIVATION_SCALES[0])
+    scale_rate: float = setting("learning rate of scales, as a factor on that of the kernels", 1.0)
+    distillation: float = setting("share of the loss that pulls the logits to the float model's; the rest labels", 1.0)
+    temperature: float = setting("of distillation", 1.0)
+    block_distillation: float = setting("weight of the relative squared error of the blocks' outputs to float", 0.0)
+    teacher: str = setting('checkpoint to distill from, of the same classes; "": the model before quantization', "")
+    teacher_arch: str = setting('architecture of the teacher; "": that of the model', "")
+    gradual_epochs: float = setting("epochs in which rounding spreads from first layer to last; 0: at once", 0.0)
+    statistics: str = setting("equivalent-kernel: of the branches' normalizations, frozen or refreshed", "frozen")
+    refresh_steps: int = setting("steps between two refreshments", 10)
+    freeze_epochs: float = setting("inserted-bn: epochs after which the statistics stay as they are", 0.5)
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained with."""
+        super().__post_init__()
+        for name, allowed in (
+            ("method", METHODS),
+            ("weight_scales", WEIGHT_SCALES),
+            ("activation_scales", ACTIVATION_SCALES),
+            ("statistics", STATISTICS),
+        ):
+            self._require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
+        for name, unused in UNUSED.items():
+            self._require(getattr(self, name) == unused, name, f"{unused!r}: it is an option of float training")
+        if self.teacher and self.distillation == 0 and self.block_distillation == 0:
+            raise InputError("--teacher was given, and nothing is distilled; raise --distillation")
+        if self.statistics == "refreshed" and self.method != "equivalent-kernel":
+            raise InputError(f"--statistics refreshed is for --method equivalent-kernel, and it is {self.method}")
+        self._require(self.gradual_epochs < self.epochs, "gradual_epochs", f"less than {self.epochs}, the epochs")
+        self._require(self.precision == "float32", "precision", "float32: under autocast, rounded values are not exact")
+        self._require(0 <= self.distillation <= 1, "distillation", "from 0 to 1")
+        self._require(0 < self.temperature < float("inf"), "temperature", "a positive number")
+        self._require(self.refresh_steps >= 1, "refresh_steps", "at least 1")
+        for name in ("scale_rate", "block_distillation", "gradual_epochs", "freeze_epochs"):
+            self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
+
+    @property
+    def resolved_weight_scales(self) -> str:
+        """Where the scales of kernels come from, "auto" resolved."""
+        if self.weight_scales != "auto":
+            return self.weight_scales
+        return "max" if self.method == "inserted-bn" else "fixed"

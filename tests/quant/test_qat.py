@@ -1,0 +1,246 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from repquant.errors import InputError
+from repquant.models.blocks import RepVGGBlock
+from repquant.models.reparam import reparameterize
+from repquant.models.shortcut import merge_residuals
+from repquant.quant.calibrate import activation_ranges, collect_histograms
+from repquant.quant.convert import layer_pairs, quantize_model
+from repquant.quant.insert_bn import insert_bn, measure_outputs
+from repquant.quant.ptq import PtqMethod
+from repquant.quant.qat import finish_qat, prepare_qat, qat_modules, rounded_deploy, trained_deploy
+from repquant.quant.qat_layers import WEIGHT_SCALES, FoldedKernel, QatLayer
+from repquant.quant.qat_start import StartOptions, bare_start, start_qat
+from repquant.quant.target import resolve_target
+
+METHODS = ("plain", "equivalent-kernel", "inserted-bn")
+
+
+def start_of(model, images, method, target, equalization="none", rounding="nearest", keep_float=()):
+    options = StartOptions(method=method, ptq=PtqMethod(equalization=equalization, rounding=rounding), calibrator="max")
+    return start_qat(model, options, target, lambda: [images], lambda: [images], keep_float)
+
+
+def freeze(network):
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def train(network, images, steps=3, rate=0.01):
+    network.train()
+    freeze(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        network(images).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target_name", ["tensorrt", "onnxruntime"])
+def test_training_begins_with_the_model_of_ptq(branches, images, method, target_name):
+    target = resolve_target(target_name)
+    start = start_of(branches, images, method, target)
+    deploy = reparameterize(branches)
+    ranges = activation_ranges("max", collect_histograms(deploy, [images]), target)
+    expected = quantize_model(deploy, ranges, target)
+    network = prepare_qat(start, target).eval()
+    with torch.no_grad():
+        found, aim = network(images), expected(images)
+    assert torch.allclose(found, aim, atol=0.02 * float(aim.abs().max()))
+    finished = finish_qat(network, start, target)
+    for (_, layer), (_, ours) in zip(
+        layer_pairs(deploy, expected).values(), layer_pairs(deploy, finished).values(), strict=True
+    ):
+        assert int((layer.integers.weight.int() - ours.integers.weight.int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("scales", "bits"), [*((scales, 8) for scales in WEIGHT_SCALES), ("learned", 4)])
+def test_the_exported_integers_are_those_that_training_saw(branches, images, method, scales, bits):
+    target = resolve_target("tensorrt", weight_bits=bits)
+    start = start_of(branches, images, method, target)
+    network = prepare_qat(start, target, weight_scales=scales)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    train(network, images)
+    assert any(not torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
+    network.eval()
+    seen = {}
+
+    def record(name):
+        def hook(quantizer, inputs, rounded):
+            kernel, bias, input_scale = inputs
+            grid = quantizer.grid(kernel, bias, input_scale)
+            steps = rounded.detach() / grid.scale.reshape(-1, *[1] * (rounded.dim() - 1))
+            assert torch.allclose(steps, steps.round(), atol=1e-3)
+            seen[name] = steps.round().to(torch.int8)
+
+        return hook
+
+    for name, module in qat_modules(network).items():
+        if isinstance(module, QatLayer):
+            module.weight.register_forward_hook(record(name))
+    network(images)
+    finished = finish_qat(network, start, target)
+    pairs = layer_pairs(trained_deploy(network, start), finished)
+    assert seen.keys() == pairs.keys()
+    for name, (_, layer) in pairs.items():
+        assert torch.equal(layer.integers.weight, seen[name]), name
+    with torch.no_grad():
+        simulated, trained = finished(images), network(images)
+    assert torch.allclose(simulated, trained, atol=0.02 * float(trained.abs().max()) + 1e-4)
+
+
+def test_gradients_reach_every_parameter_of_the_branches(branches, images):
+    target = resolve_target("tensorrt")
+    network = prepare_qat(start_of(branches, images, "equivalent-kernel", target), target, weight_scales="learned")
+    network.train()
+    network(images).square().mean().backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    # Behind squeeze-and-excite a shift of all channels can be without effect on this loss, nothing else can.
+    assert [name for name in without if "source.block" in name] == []
+    assert any("identity" in name for name, _ in network.named_parameters())
+
+
+def test_one_convolution_a_block(branches, images):
+    target = resolve_target("tensorrt")
+    network = prepare_qat(start_of(branches, images, "equivalent-kernel", target), target).train()
+    called = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | RepVGGBlock):
+            module.register_forward_hook(lambda *_: called.append(1))
+    network(images)
+    assert called == []
+
+
+def test_kept_layers_stay_in_float_and_train(branches, images):
+    target = resolve_target("tensorrt")
+    start = start_of(branches, images, "plain", target, keep_float=("first", "last"))
+    network = prepare_qat(start, target, ("first", "last"))
+    assert isinstance(network.head, nn.Linear)
+    before = network.head.weight.detach().clone()
+    train(network, images)
+    finished = finish_qat(network, start, target, ("first", "last"))
+    assert torch.equal(finished.head.weight, network.head.weight)
+    assert not torch.equal(finished.head.weight, before)
+
+
+def test_scales_of_activations_are_learned_or_not(branches, images):
+    target = resolve_target("tensorrt")
+    start = start_of(branches, images, "plain", target)
+    for learned in (True, False):
+        network = prepare_qat(start, target, learned_activations=learned)
+        before = network.head.input.scale.detach().clone()
+        train(network, images)
+        assert torch.equal(network.head.input.scale, before) is not learned
+
+
+def test_inserted_normalizations_see_the_batch_until_they_are_frozen(branches, images):
+    target = resolve_target("tensorrt")
+    network = prepare_qat(start_of(branches, images, "inserted-bn", target), target).train()
+    source = network.stem.conv.source
+    assert isinstance(source, FoldedKernel)
+    before = source.bn.running_mean.clone()
+    network(images + 1)
+    assert not torch.equal(source.bn.running_mean, before)
+    freeze(network)
+    before = source.bn.running_mean.clone()
+    frozen = network(images + 1)
+    assert torch.equal(source.bn.running_mean, before)
+    assert torch.allclose(network.eval()(images + 1), frozen)
+
+
+def test_a_bare_start_takes_everything_from_a_state_dict(branches, images):
+    target = resolve_target("onnxruntime")
+    for method in METHODS:
+        start = start_of(branches, images, method, target, equalization="noise", rounding="feedback")
+        network = prepare_qat(start, target, weight_scales="fixed")
+        train(network, images)
+        bare = bare_start(branches, StartOptions(method=method, ptq=PtqMethod()))
+        resumed = prepare_qat(bare, target, weight_scales="fixed")
+        resumed.load_state_dict(network.state_dict())
+        first, second = finish_qat(network, start, target), finish_qat(resumed, bare, target)
+        assert torch.equal(first(images), second(images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_start_is_the_best_of_ptq(branches, images, method):
+    """Equalized and rounded with feedback, for every method: the branches have taken it up."""
+    target = resolve_target("tensorrt")
+    errors = {}
+    aim = reparameterize(branches)(images).detach()
+    for equalization, rounding in (("none", "nearest"), ("noise", "feedback")):
+        start = start_of(branches, images, method, target, equalization, rounding)
+        network = prepare_qat(start, target).eval()
+        errors[rounding] = float((network(images) - aim).detach().square().mean())
+    assert errors["feedback"] < errors["nearest"]
+
+
+def test_what_can_not_start():
+    with pytest.raises(InputError, match="pass --identity fused or residual"):
+        StartOptions(method="plain", ptq=PtqMethod(identity="depthwise"))
+    with pytest.raises(InputError, match="inserted-bn folds whole kernels"):
+        StartOptions(method="inserted-bn", ptq=PtqMethod(identity="residual"))
+    with pytest.raises(InputError, match="pass --rounding feedback or nearest"):
+        StartOptions(method="plain", ptq=PtqMethod(rounding="learned"))
+
+
+def test_a_deploy_model_has_no_branches_to_train(network, images):
+    with pytest.raises(InputError, match=r"its branches are fused .* pass --method plain"):
+        start_of(network, images, "equivalent-kernel", resolve_target("tensorrt"))
+
+
+def test_ranges_of_another_network_are_refused(branches, images):
+    target = resolve_target("tensorrt")
+    start = start_of(branches, images, "plain", target)
+    ranges = {name: value for name, value in start.ranges.items() if name != "head"}
+    with pytest.raises(InputError, match="no activation range for head"):
+        prepare_qat(replace(start, ranges=ranges), target)
+
+
+def test_inserted_statistics_can_come_from_elsewhere(branches, images):
+    target = resolve_target("tensorrt")
+    deploy = reparameterize(branches)
+    inserted = insert_bn(deploy, measure_outputs(deploy, [2 * images]))
+    options = StartOptions(method="inserted-bn", ptq=PtqMethod(equalization="none", rounding="nearest"))
+    start = start_qat(branches, options, target, lambda: [images], list, inserted=inserted)
+    assert torch.equal(start.sources["stem.conv"].bn.running_mean, inserted.stem.conv.bn.running_mean)
+
+
+@pytest.mark.parametrize("method", ["plain", "equivalent-kernel"])
+@pytest.mark.parametrize("target_name", ["tensorrt", "onnxruntime"])
+def test_identities_set_apart_train_as_residuals(branches, images, method, target_name):
+    target = resolve_target(target_name, weight_bits=4)
+    options = StartOptions(method=method, ptq=PtqMethod(identity="residual"), calibrator="max")
+    start = start_qat(branches, options, target, lambda: [images], lambda: [images])
+    network = prepare_qat(start, target)
+    train(network, images)
+    finished = finish_qat(network.eval(), start, target)
+    with torch.no_grad():
+        simulated, trained = finished(images), network(images)
+    assert torch.allclose(simulated, trained, atol=0.02 * float(trained.abs().max()) + 1e-4)
+    resumed = prepare_qat(bare_start(branches, options), target)
+    resumed.load_state_dict(network.state_dict())
+    assert torch.equal(finish_qat(resumed, start, target)(images), finished(images))
+
+
+@pytest.mark.parametrize("identity", ["fused", "residual"])
+def test_the_float_model_that_is_saved_has_the_rounded_weights(branches, images, identity):
+    target = resolve_target("tensorrt", weight_bits=4)
+    options = StartOptions(method="equivalent-kernel", ptq=PtqMethod(identity=identity), calibrator="max")
+    start = start_qat(branches, options, target, lambda: [images], lambda: [images])
+    network = prepare_qat(start, target, weight_scales="fixed")
+    train(network, images)
+    finished = finish_qat(network, start, target)
+    rounded = rounded_deploy(trained_deploy(network, start), finished)
+    for name, (layer, quantized) in layer_pairs(rounded, finished).items():
+        assert torch.equal(layer.weight, quantized.integers.float_weight()), name
+    merged = merge_residuals(rounded)
+    assert merged.state_dict().keys() == reparameterize(branches).state_dict().keys()
+    with torch.no_grad():
+        assert torch.allclose(merged(images), rounded(images), rtol=1e-3, atol=1e-4)
