@@ -1,7 +1,9 @@
 """Fixtures that several layers share."""
 
 import os
+import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    is_alone = "PYTEST_XDIST_WORKER" not in os.environ
+    torch.set_num_threads(min(2, os.cpu_count() or 1) if is_alone else 1)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,8 @@ def imagenette(real_data: Path) -> Path:
         staging = REPOSITORY / ".cache" / f"unpacking-{os.getpid()}"
         with zipfile.ZipFile(real_data / "imagenette160.zip") as archive:
             archive.extractall(staging)
-        (staging / "imagenette160").rename(folder)
-        staging.rmdir()
+        with suppress(OSError):  # another process of the same tests may have been faster
+            (staging / "imagenette160").rename(folder)
+        shutil.rmtree(staging)
+        assert folder.is_dir()
     return folder

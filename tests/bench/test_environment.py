@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from repquant.bench import environment as module
-from repquant.bench.environment import environment
+from repquant.bench.environment import environment, machine_lines
 
 
 def test_says_what_a_measurement_depends_on():
@@ -28,3 +28,20 @@ def test_is_strict_json_and_names_no_path_of_the_machine():
 def test_a_package_that_is_missing(monkeypatch):
     monkeypatch.setattr(module, "_PACKAGES", ("numpy", "no-such-package"))
     assert environment()["packages"] == {"numpy": np.__version__, "no-such-package": None}
+
+
+def test_lines_under_a_table():
+    facts = environment() | {
+        "cpu": None,
+        "machine": "x86",
+        "cores": 2,
+        "torch_threads": 1,
+        "repquant": "1",
+        "python": "3",
+    }
+    facts |= {"cpu_int8_flags": ["avx_vnni"], "packages": {"numpy": "2", "openvino": None}}
+    assert machine_lines(facts, 0.5) == [
+        "- x86 (avx_vnni), 2 cores, 1 threads in torch, load average 0.5 before the start",
+        "- repquant 1, python 3, numpy 2",
+    ]
+    assert machine_lines(facts | {"cpu_int8_flags": []}, 0.5)[0].startswith("- x86, 2 cores")

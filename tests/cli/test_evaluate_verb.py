@@ -21,6 +21,13 @@ def test_checkpoint_in_pytorch(evaluate, headline, weights):
     assert 0 <= low <= result["top1"] <= high <= 100
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(evaluate, weights):
+    status, out, err = evaluate("--arch", "RepVGG-tiny", "--weights", weights, "--device", "cuda")
+    assert (status, out) == (2, "")
+    assert "PyTorch finds no GPU here; pass --device cpu" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

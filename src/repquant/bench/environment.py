@@ -2,7 +2,9 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -30,6 +32,22 @@ def environment() -> dict[str, object]:
         "torch_threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def machine_lines(facts: Mapping[str, Any], load_average: float) -> list[str]:
+    """Return the Markdown list that goes under a measured table: the machine, its load before the start, the versions.
+
+    Args:
+        facts: as `environment` gives them.
+        load_average: of the last minute, before the measurement began.
+    """
+    flags = f" ({', '.join(facts['cpu_int8_flags'])})" if facts["cpu_int8_flags"] else ""
+    versions = {"repquant": facts["repquant"], "python": facts["python"], **facts["packages"]}
+    return [
+        f"- {facts['cpu'] or facts['machine']}{flags}, {facts['cores']} cores, {facts['torch_threads']} threads in "
+        f"torch, load average {load_average} before the start",
+        f"- {', '.join(f'{name} {version}' for name, version in versions.items() if version is not None)}",
+    ]
 
 
 def _usable_cores() -> int:

@@ -2,10 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from rich.console import Console
@@ -38,22 +38,36 @@ def finish(headline: Mapping[str, Any]) -> None:
     print(json.dumps(headline, allow_nan=False), flush=True)
 
 
+class Advance(Protocol):
+    """Move a bar on."""
+
+    def __call__(self, items: int, note: str = "") -> None:
+        """By a number of items; what there is to say besides follows the speed."""
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr while the block runs; yields a function that advances it by a number of items."""
+def progress(what: str, total: int, *, shown: bool = True) -> Iterator[Advance]:
+    """Show a bar on stderr while the block runs; yields a function that advances it by a number of items.
+
+    Args:
+        what: is done.
+        total: of the items.
+        shown: false for a process that does not speak for all.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=total, rate="")
+    with Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty())) as bar:
+        task = bar.add_task(what, total=total, rate="", note="")
 
-        def advance(items: int) -> None:
+        def advance(items: int, note: str = "") -> None:
             bar.advance(task, items)
             speed = bar.tasks[task].speed
-            bar.update(task, rate="" if speed is None else f"{speed:.0f}/s")
+            bar.update(task, rate="" if speed is None else f"{speed:.0f}/s", note=note)
 
         yield advance

@@ -1,16 +1,26 @@
 """Measure top-1, top-5 and throughput of a model on labelled images.
 
 The float checkpoint runs in PyTorch (--arch and --weights), an ONNX file in ONNX Runtime or OpenVINO (--model).
+Under torchrun the processes share the images; every one counts once.
+
+  torchrun --nproc-per-node 8 -m repquant evaluate --arch RepVGG-A0 --weights A0.pth --data FOLDER --device cuda
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, progress, say, show_configuration
-from repquant.cli.options import DataOptions, option, split_names
+from repquant.cli.options import DataOptions, ModelOptions, option, split_names
 from repquant.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from repquant.runtimes.interface import Runtime
+    from repquant.train.distributed import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,36 +33,34 @@ class Options(DataOptions):
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
     num_classes: int = option("number of classes of the model", 1000)
     split: str = option("val or train", "val")
+    device: str = option("where pytorch runs: cpu or cuda", "cpu")
 
 
 def run(options: Options) -> None:
     """Run the verb."""
-    show_configuration("evaluate", options)
-    from repquant.cli.inputs import load_network, open_loader
-    from repquant.cli.options import ModelOptions
-    from repquant.evaluate.accuracy import accuracy
-    from repquant.evaluate.stream import evaluate
-    from repquant.runtimes.available import ENGINES, open_runtime, require
-    from repquant.runtimes.interface import Runtime
-    from repquant.runtimes.pytorch import PyTorchRuntime
+    from repquant.train.distributed import started_by_torchrun
 
+    with started_by_torchrun(options.device) as (ranks, device):
+        _evaluate(options, ranks, device)
+
+
+def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
+    from repquant.cli.inputs import open_loader
+    from repquant.evaluate.accuracy import accuracy
+    from repquant.evaluate.stream import Evaluation, evaluate
+
+    if ranks.is_main:
+        show_configuration("evaluate", options)
     if options.split not in ("train", "val"):
         raise InputError(f"split {options.split!r} was given; allowed are val and train")
-    engines: dict[str, Runtime] = {}
-    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes"):
-        require(name)
-        if name == "pytorch":
-            if not (options.weights and options.arch):
-                raise InputError("the runtime pytorch runs a checkpoint; pass --arch and --weights")
-            checkpoint = ModelOptions(arch=options.arch, num_classes=options.num_classes, weights=options.weights)
-            engines[name] = PyTorchRuntime(load_network(checkpoint))
-        else:
-            if not options.model:
-                raise InputError(f"the runtime {name} runs an ONNX file; pass --model")
-            engines[name] = open_runtime(name, Path(options.model))
-    loader = open_loader(options, "train" if options.split == "train" else "val", options.num_classes)
-    with progress("evaluate", loader.images) as advance:
-        evaluation = evaluate(engines, loader, on_images=advance)
+    engines = _open_engines(options, ranks, device)
+    loader = open_loader(options, "train" if options.split == "train" else "val", options.num_classes, ranks)
+    with progress("evaluate", loader.images, shown=ranks.is_main) as advance:
+        part = evaluate(engines, loader, on_images=advance)
+    evaluation = Evaluation.concatenate(ranks.gather(part))
+    skipped = sum(ranks.gather(len(loader.skipped)))
+    if not ranks.is_main:
+        return
     results = []
     for name, predictions in evaluation.predictions.items():
         measured = accuracy(predictions)
@@ -70,4 +78,29 @@ def run(options: Options) -> None:
         )
     for result in results:
         say(", ".join(f"{key} {value}" for key, value in result.items()))
-    finish({"split": options.split, "skipped": len(loader.skipped), "results": results})
+    finish({"split": options.split, "skipped": skipped, "results": results})
+
+
+def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[str, Runtime]:
+    """Open what is asked for, by the engine's name."""
+    import torch
+
+    from repquant.cli.inputs import load_network
+    from repquant.runtimes.available import ENGINES, open_runtime, require
+    from repquant.runtimes.pytorch import PyTorchRuntime
+
+    # An engine takes all cores by itself; of several processes each keeps to what torchrun gives it.
+    threads = torch.get_num_threads() if ranks.world_size > 1 else None
+    engines: dict[str, Runtime] = {}
+    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes"):
+        require(name)
+        if name == "pytorch":
+            if not (options.weights and options.arch):
+                raise InputError("the runtime pytorch runs a checkpoint; pass --arch and --weights")
+            checkpoint = ModelOptions(arch=options.arch, num_classes=options.num_classes, weights=options.weights)
+            engines[name] = PyTorchRuntime(load_network(checkpoint).to(device))
+        else:
+            if not options.model:
+                raise InputError(f"the runtime {name} runs an ONNX file; pass --model")
+            engines[name] = open_runtime(name, Path(options.model), threads)
+    return engines

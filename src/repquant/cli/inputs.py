@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from repquant.models.network import RepVGG
     from repquant.quant.ptq import PtqMethod
     from repquant.quant.target import Target
+    from repquant.train.distributed import Ranks
 
 
 def weights_path(options: ModelOptions) -> Path:
@@ -59,18 +60,20 @@ def transform(options: ImageOptions) -> EvalTransform:
     )
 
 
-def open_loader(options: DataOptions, split: Split, num_classes: int) -> Loader:
-    """Return the batches of a labelled split.
+def open_loader(options: DataOptions, split: Split, num_classes: int, ranks: Ranks | None = None) -> Loader:
+    """Return the batches of a labelled split; of several ranks, this one's part of them.
 
     Raises:
-        InputError: the folder is missing, empty, or has another number of classes than the model.
+        InputError: the folder is missing, empty, or has another number of classes than the model; or fewer images than
+            there are ranks.
     """
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
 
     source = open_split(options.data, split)
     _check_classes(source, options.data, split, num_classes)
-    return Loader(source, transform(options), options.batch_size, options.workers, options.skip_unreadable)
+    part = ranks.part(range(len(source))) if ranks else None
+    return Loader(source, transform(options), options.batch_size, options.workers, options.skip_unreadable, part)
 
 
 def _check_classes(source: ImageSource, data: str, split: Split, num_classes: int) -> None:
@@ -91,18 +94,28 @@ class Calibration:
 
 
 def open_calibration(
-    options: CalibrationOptions, images: ImageOptions, default_data: str, rounding_images: int
+    options: CalibrationOptions,
+    images: ImageOptions,
+    default_data: str,
+    rounding_images: int,
+    held_back_images: int = 0,
 ) -> Calibration:
-    """Open the calibration images; those for rounding are the first of those for ranges, and as well stratified."""
+    """Open the calibration images; those for rounding are the first of those for ranges, and as well stratified.
+
+    None of them is among the `held_back_images` that a training judges on.
+    """
     from repquant.data.calibration import select
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
+    from repquant.train.held_back import hold_back
 
     if not 0 < options.percentile <= 100:
         raise InputError(f"percentile {options.percentile} was given; allowed are values above 0 and up to 100")
     if rounding_images < 0:
         raise InputError(f"--rounding-images {rounding_images} is negative; 0 rounds to the nearest")
     source = open_split(options.calibration_data or default_data, "train")
+    if held_back_images and not options.calibration_data:
+        source, _ = hold_back(source, held_back_images)
     subset = select(source, options.calibration_images, options.seed)
 
     def loader(count: int) -> Loader:
@@ -110,6 +123,21 @@ def open_calibration(
         return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
 
     return Calibration(loader(options.calibration_images), loader(rounding_images) if rounding_images else None, subset)
+
+
+def training_loader(images: DataOptions, count: int, seed: int, ranks: Ranks) -> Loader:
+    """Open this rank's part of `count` images of the training split, as they are for evaluation; 0 stands for all.
+
+    Raises:
+        InputError: there are fewer, or `count` is negative; or fewer than there are ranks.
+    """
+    from repquant.data.calibration import select
+    from repquant.data.datasets import open_split
+    from repquant.data.loading import Loader
+
+    source = open_split(images.data, "train")
+    part = ranks.part(select(source, count, seed).indices if count else range(len(source)))
+    return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, part)
 
 
 def held_back_loader(options: CalibrationOptions, images: DataOptions, count: int, num_classes: int) -> Loader:

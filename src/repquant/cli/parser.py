@@ -1,9 +1,34 @@
 """From option dataclasses to a command-line parser with YAML configuration."""
 
 import dataclasses
-from typing import Any, get_type_hints
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
+
+
+class SuggestingParser(ArgumentParser):
+    """A parser whose errors name the option that an unknown one, on the command line or in YAML, resembles most."""
+
+    def error(self, message: str, *details: Any, **named: Any) -> NoReturn:
+        """Exit with status 2 and the message."""
+        verb = re.match(r"Subcommand '(.+?)'", message)
+        verbs = self._subcommands_action.choices if self._subcommands_action else {}
+        known = verbs[verb[1]] if verb else self
+        super().error(with_suggestion(message, [action.dest for action in known._actions]), *details, **named)
+
+
+def with_suggestion(message: str, keys: Iterable[str]) -> str:
+    """Add the nearest key to a message about an unknown one."""
+    unknown = re.search(r"does not accept option '([\w.-]+)'|unrecognized arguments: --([\w-]+)", message)
+    if not unknown:
+        return message
+    key = (unknown[1] or unknown[2]).replace("-", "_")
+    nearest = difflib.get_close_matches(key, sorted(set(keys)), n=1)
+    name = nearest and (nearest[0] if unknown[1] else f"--{nearest[0].replace('_', '-')}")
+    return f"{message}; did you mean {name}?" if name else message
 
 
 def add_options(parser: ArgumentParser, options: type) -> None:

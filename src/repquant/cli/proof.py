@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repquant.cli.console import progress
+from repquant.cli.console import progress, say, show
 
 if TYPE_CHECKING:
     from torch import nn
 
     from repquant.data.loading import Loader
+    from repquant.report.record import Record
     from repquant.report.rows import Row
     from repquant.runtimes.interface import Runtime
 
@@ -25,6 +26,17 @@ class Proof:
 
     float_row: Row
     rows: tuple[Row, ...]
+
+
+def tell(record: Record, already_said: int = 0) -> None:
+    """Show the table of a record, its notes but for the first `already_said`, and how many images were left out."""
+    from repquant.report.tables import COMPARISON, screen_table
+
+    show(screen_table(record, COMPARISON))
+    for note in record.notes[already_said:]:
+        say(note)
+    if record.skipped:
+        say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
 
 
 def prove(

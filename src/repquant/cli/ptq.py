@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from repquant.cli.console import finish, say, show, show_configuration
+from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
@@ -57,12 +57,11 @@ def run(options: Options) -> None:
         skipped_images,
         weights_path,
     )
-    from repquant.cli.proof import prove
+    from repquant.cli.proof import prove, tell
     from repquant.cli.quantizing import calibrate, quantize
     from repquant.numerics.ranges import CALIBRATORS
     from repquant.quant.calibrate import activation_ranges
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
-    from repquant.report.tables import COMPARISON, screen_table
     from repquant.runtimes.available import ENGINES, require
 
     calibrators = split_names(options.calibrator, CALIBRATORS, "calibrator")
@@ -97,7 +96,8 @@ def run(options: Options) -> None:
             quantized[calibrator] = quantize(
                 calibrated.model, ranges, target, method, calibration, kept, calibrator, checkpoints.get(calibrator)
             )
-        rounding_seconds = (perf_counter() - started - sum(search_seconds.values())) / len(calibrators)
+        quantize_seconds = perf_counter() - started
+        rounding_seconds = (quantize_seconds - sum(search_seconds.values())) / len(calibrators)
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
         cost = (
             f"equalization {method.equalization}: {calibrated.prepare_seconds:.1f} s; calibration: one pass over "
@@ -132,13 +132,10 @@ def run(options: Options) -> None:
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             float_row=proof.float_row,
             results=proof.rows,
+            work_seconds=calibrated.prepare_seconds + calibrated.collect_seconds + quantize_seconds,
         )
         write_record(record, folder / "result.json")
     for checkpoint in checkpoints.values():
         checkpoint.unlink(missing_ok=True)
-    show(screen_table(record, COMPARISON))
-    for note in record.notes[1:]:
-        say(note)
-    if record.skipped:
-        say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
+    tell(record, already_said=1)
     finish(headline(record))

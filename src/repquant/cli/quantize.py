@@ -62,7 +62,7 @@ def run(options: Options) -> None:
         skipped_images,
         weights_path,
     )
-    from repquant.cli.proof import prove
+    from repquant.cli.proof import prove, tell
     from repquant.cli.quantizing import Calibrated, calibrate, quantize
     from repquant.models.network import RepVGG
     from repquant.models.shortcut import count_identities
@@ -71,7 +71,7 @@ def run(options: Options) -> None:
     from repquant.quant.search import Candidate, Score, judge, methods, search, with_float_layers
     from repquant.quant.sensitivity import measure_sensitivity
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
-    from repquant.report.tables import COMPARISON, screen_table, trail_table
+    from repquant.report.tables import trail_table
     from repquant.runtimes.available import ENGINES, require
 
     if options.max_drop < 0:
@@ -199,11 +199,7 @@ def run(options: Options) -> None:
         )
         write_record(record, folder / "result.json")
     show(trail_table(record))
-    show(screen_table(record, COMPARISON))
-    for note in record.notes:
-        say(note)
-    if record.skipped:
-        say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
+    tell(record)
     best_score = outcome.attempts[outcome.best][1]
     finish(
         headline(record)

@@ -1,101 +1,107 @@
-"""Train a network from scratch on labeled images, with a checkpoint after each epoch.
+"""Train a network on labeled images, on one device or, under torchrun, on many.
 
-The defaults are the official recipe for 120 epochs on ImageNet. --custom-l2 decays the kernel that the branches are
-equivalent to; its authors propose it for networks that will be quantized. The output folder holds the recipe, the last
-checkpoints, and at the end model.safetensors (training form, official keys) and result.json. An interrupted run goes
-on with the same command and --resume; on the CPU the weights are those of an uninterrupted run, bit for bit.
+The defaults are the official recipe for 120 epochs on ImageNet, with label smoothing. --custom-l2 decays the kernel
+that the branches are equivalent to; its authors propose it for networks that will be quantized. The output folder holds
+the recipe, the last checkpoints and the best one, and at the end model.safetensors (training form, official keys) and
+result.json. An interrupted run goes on with the same command and --resume; on the CPU, in one process, the weights are
+those of an uninterrupted run, bit for bit. SIGTERM or Ctrl-C ends a run with a checkpoint and exit status 75.
+
+  torchrun --nproc-per-node 8 -m repquant train --config RECIPE --data FOLDER --output RUN --device cuda
 """
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repquant.cli.console import finish, progress, say, show_configuration
-from repquant.cli.options import DataOptions, option
+from repquant.cli.console import finish, say, show_configuration
+from repquant.cli.training import RunOptions
 from repquant.errors import InputError
 from repquant.train.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from repquant.train.loop import EpochReport
+    from repquant.models.network import RepVGG
+    from repquant.train.distributed import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Recipe, DataOptions):
+class Options(Recipe, RunOptions):
     """Options of `repquant train`."""
-
-    output: str = option("folder of the run")
-    resume: bool = option("go on from the newest good checkpoint in the output folder", False)
-    device: str = option("where to train: cpu or cuda", "cpu")
 
 
 def run(options: Options) -> None:
     """Run the verb."""
-    config = show_configuration("train", options)
-    import torch
+    from repquant.train.distributed import started_by_torchrun
 
+    with started_by_torchrun(options.device) as (ranks, device):
+        _train(options, ranks, device)
+
+
+def _train(options: Options, ranks: Ranks, device: torch.device) -> None:
     from repquant.bench.environment import environment
-    from repquant.data.datasets import open_split
-    from repquant.evaluate.stream import evaluate
-    from repquant.models.checkpoints import save_model
+    from repquant.cli.training import epoch_line, open_images, summary, train
+    from repquant.evaluate.stream import Evaluation, evaluate
     from repquant.models.network import build
     from repquant.report.record import Record, write_record
     from repquant.report.rows import measured_row
     from repquant.runtimes.pytorch import PyTorchRuntime
     from repquant.train.checkpoint import newest_checkpoint, open_run
+    from repquant.train.initial import initial_network
     from repquant.train.loop import Trainer
-    from repquant.train.sampling import TrainingSet, validation_loader
+    from repquant.train.task import FloatTask
 
+    config = show_configuration("train", options) if ranks.is_main else {}
     recipe = Recipe(**{setting.name: getattr(options, setting.name) for setting in fields(Recipe)})
-    device = _open_device(options.device)
-    loading = (recipe, options.workers, options.skip_unreadable)
-    training = TrainingSet(open_split(options.data, "train"), *loading)
-    validation = validation_loader(open_split(options.data, "val"), *loading)
-    torch.manual_seed(recipe.seed)
-    model = build(recipe.arch, recipe.num_classes)
-    trainer = Trainer(model, recipe, training, validation, device)
-
+    training, validation = open_images(options, recipe, ranks)
+    model, origin = initial_network(recipe)
+    trainer = Trainer(FloatTask(model, recipe), recipe, training, validation, device, ranks)
     output = Path(options.output)
-    open_run(output, recipe, resume=options.resume)
-    if options.resume:
-        newest = newest_checkpoint(output)
-        for damaged in newest.damaged:
-            say(f"{damaged}: going back to the one before")
-        if newest.checkpoint:
-            trainer.restore(newest.checkpoint)
-            say(f"going on after epoch {len(trainer.history)} of {recipe.epochs}")
-        else:
-            say("there is no checkpoint yet: starting from the beginning")
+    ranks.from_main(lambda: open_run(output, recipe, resume=options.resume))
+    if ranks.is_main:
+        say(origin)
+    newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
+    train(trainer, recipe, options, ranks, newest)
 
-    with progress("train", trainer.remaining_images) as advance:
-        trainer.fit(output, on_images=advance, on_epoch=lambda report: say(_line(report, recipe.epochs)))
-
+    final = build(recipe.arch, recipe.num_classes)
+    final.load_state_dict(trainer.result.state_dict())
+    final.to(device).eval()
     path = output / "model.safetensors"
-    save_model(model, path)
-    engine = PyTorchRuntime(model.eval())
+    if ranks.is_main:
+        _save(final, path)
+    engine = PyTorchRuntime(final)
+    evaluation = Evaluation.concatenate(ranks.gather(evaluate({engine.name: engine}, validation)))
+    skipped = dict(ChainMap(*ranks.gather(training.skipped | validation.skipped)))
+    if not ranks.is_main:
+        return
     row = measured_row(
-        evaluate({engine.name: engine}, validation),
+        evaluation,
         engine.name,
         runtime=engine.name,
         runtime_version=engine.version,
         model=str(path),
         file_bytes=path.stat().st_size,
     )
-    skipped = training.skipped | validation.skipped
+    average = f"the model is the average of the weights with decay {recipe.ema_decay}" if recipe.ema_decay else ""
+    held_back = f"accuracy is on {recipe.held_back_images} held-back training images" if recipe.held_back_images else ""
+    shared = f"trained by {ranks.world_size} processes" if ranks.world_size > 1 else ""
+    said = [note for note in (average, held_back, shared, summary(trainer.history, output)) if note]
     record = Record(
         command="train",
         output=options.output,
         config=config,
         inputs={},
         environment=environment(),
-        notes=tuple(_line(report, recipe.epochs) for report in trainer.history),
+        notes=(origin, *(epoch_line(report, recipe.epochs) for report in trainer.history), *said),
         skipped=skipped,
         float_row=row,
     )
     write_record(record, output / "result.json")
+    for note in said:
+        say(note)
     if skipped:
         say(f"{len(skipped)} unreadable images were left out; result.json names them")
     seconds = sum(report.train_seconds for report in trainer.history)
@@ -111,18 +117,13 @@ def run(options: Options) -> None:
     )
 
 
-def _open_device(name: str) -> torch.device:
-    import torch
+def _save(model: RepVGG, path: Path) -> None:
+    from repquant.models.checkpoints import save_model
 
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} was given; allowed are cpu and cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was given, and PyTorch finds no GPU here; pass --device cpu, or install a build")
-    return torch.device(name)
-
-
-def _line(report: EpochReport, epochs: int) -> str:
-    return (
-        f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}: loss {report.loss:.4f}, train top-1 "
-        f"{report.train_top1:.2f} %, val top-1 {report.val_top1:.2f} %, {report.images_per_second:.0f} images/s"
-    )
+    try:
+        save_model(model, path)
+    except OSError as error:
+        raise InputError(
+            f"can't write {path}: {error.strerror}. The training is complete in the last checkpoint: make room, and "
+            "pass --resume to write the model"
+        ) from error

@@ -90,6 +90,7 @@ class Record:
         float_row: the float model; None when none was run.
         results: the other rows, in the order of the table.
         trail: what a search tried, in order.
+        work_seconds: to make the models out of the float one: calibration, rounding, training; None where nothing was.
         schema_version: of this layout; a program refuses the ones that it does not know.
     """
 
@@ -104,6 +105,7 @@ class Record:
     float_row: Row | None = None
     results: tuple[Row, ...] = ()
     trail: tuple[AttemptRecord, ...] = ()
+    work_seconds: float | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

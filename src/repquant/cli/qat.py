@@ -1,0 +1,245 @@
+"""Train on with rounding in the loop, then export and measure as `repquant ptq` does.
+
+The start is the best that quantization after training finds (--equalization noise --rounding feedback); the float model
+is the teacher, so labels are not needed for the loss. --method says what trains:
+
+equivalent-kernel  the branches, through the kernel that they are equivalent to, which is what is rounded
+plain              the kernels of the deploy model
+inserted-bn        the original pipeline: kernels folded with batch normalizations that were inserted for training
+
+The integers that are exported are those that training saw last. The output folder is that of a training: checkpoints,
+and at the end the ONNX files, model.safetensors (deploy form, the rounded weights as float) and result.json. --resume
+goes on with a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repquant.cli.console import finish, say, show_configuration
+from repquant.cli.options import CalibrationOptions, ModelOptions, TargetOptions, option, split_names
+from repquant.cli.training import RunOptions
+from repquant.errors import InputError
+from repquant.quant.qat_recipe import QatRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from repquant.cli.inputs import Calibration
+    from repquant.models.network import RepVGG
+    from repquant.quant.qat import QatStart
+    from repquant.quant.qat_start import StartOptions
+    from repquant.quant.target import Target
+    from repquant.train.distributed import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(QatRecipe, CalibrationOptions, TargetOptions, ModelOptions):
+    """Everything that the trained integers depend on: a run can't be resumed with others."""
+
+    equalization: str = option("scale channels before training: noise, ranges or none", "noise")
+    identity: str = option("where identity branches go: fused (in the kernel) or residual (an addition)", "fused")
+    rounding: str = option("of the start: feedback (for the inputs that a layer meets) or nearest", "feedback")
+    rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256)
+    calibrator: str = option("of the ranges that training starts from: max, percentile, mse or entropy", "mse")
+    inserted_bn: str = option("file of `repquant insert-bn`, for --method inserted-bn; default: measured here", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Settings, RunOptions):
+    """Options of `repquant qat`."""
+
+    runtimes: str = option(
+        "what executes the model: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
+        "pytorch,onnxruntime,openvino",
+    )
+
+
+def run(options: Options) -> None:
+    """Run the verb."""
+    from repquant.train.distributed import started_by_torchrun
+
+    with started_by_torchrun(options.device) as (ranks, device):
+        _qat(options, ranks, device)
+
+
+def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
+    from time import perf_counter
+
+    from repquant.bench.environment import environment
+    from repquant.cli.inputs import (
+        check_runtimes,
+        file_sha256,
+        kept_names,
+        load_network,
+        open_calibration,
+        open_loader,
+        open_target,
+        saturation_notes,
+        skipped_images,
+        weights_path,
+    )
+    from repquant.cli.proof import prove, tell
+    from repquant.cli.training import open_images, train
+    from repquant.models.checkpoints import save_model
+    from repquant.models.network import RepVGG
+    from repquant.models.reparam import reparameterize
+    from repquant.models.shortcut import merge_residuals
+    from repquant.quant.insert_bn import load_inserted_bn
+    from repquant.quant.qat import finish_qat, prepare_qat, rounded_deploy, trained_deploy
+    from repquant.quant.qat_start import bare_start
+    from repquant.quant.qat_task import QatTask
+    from repquant.report.record import CalibrationRecord, Record, headline, write_record
+    from repquant.runtimes.available import ENGINES, require
+    from repquant.train.checkpoint import newest_checkpoint, open_run
+    from repquant.train.loop import Trainer
+
+    config = show_configuration("qat", options) if ranks.is_main else {}
+    settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
+    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
+    for name in runtimes:
+        require(name)
+    target = open_target(options)
+    check_runtimes(target, runtimes)
+    kept = kept_names(options)
+    model = load_network(options)
+    _check(model, settings)
+    inserted = load_inserted_bn(reparameterize(model), Path(settings.inserted_bn)) if settings.inserted_bn else None
+    teacher = _teacher(options, model)
+    training, validation = open_images(options, settings, ranks)
+    evaluation = open_loader(options, "val", options.num_classes)
+    calibration = open_calibration(options, options, options.data, options.rounding_images, settings.held_back_images)
+    output = Path(options.output)
+    ranks.from_main(lambda: open_run(output, settings, resume=options.resume))
+    newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
+
+    started = perf_counter()
+    if newest is None or newest.checkpoint is None:
+        start = ranks.from_main(lambda: _start(model, inserted, settings, target, calibration, kept))
+    else:
+        start = bare_start(model, _start_options(settings), kept)
+    start_seconds = perf_counter() - started
+    network = prepare_qat(
+        start,
+        target,
+        kept,
+        weight_scales=settings.resolved_weight_scales,  # type: ignore[arg-type]  # the recipe has checked it
+        learned_activations=settings.activation_scales == "learned",
+    )
+    trainer = Trainer(QatTask(network, settings, teacher), settings, training, validation, device, ranks)
+    train(trainer, settings, options, ranks, newest)
+    if not ranks.is_main:
+        return
+
+    trained = trainer.result.cpu()
+    assert isinstance(trained, RepVGG)
+    quantized = finish_qat(trained, start, target, kept)
+    # Checkpoints have no blocks with a shortcut: a residual goes back into the kernel.
+    rounded = merge_residuals(rounded_deploy(trained_deploy(trained, start), quantized))
+    save_model(rounded, output / "model.safetensors")
+    proof = prove(
+        reparameterize(model),
+        {options.method: quantized},
+        evaluation,
+        runtimes,
+        options.image_size,
+        output,
+        output,
+        simulated_only=target.activation.bits < 8,
+    )
+    train_seconds = sum(report.train_seconds for report in trainer.history)
+    cost = f"start {start_seconds:.1f} s; training {len(trainer.history)} epochs, {train_seconds:.1f} s"
+    record = Record(
+        command="qat",
+        output=options.output,
+        config=config,
+        inputs={"weights": file_sha256(weights_path(options))},
+        environment=environment(),
+        calibration=CalibrationRecord(
+            images=options.calibration_images, seed=options.seed, sha256=calibration.subset.sha256
+        ),
+        notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
+        skipped=training.skipped | skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
+        float_row=proof.float_row,
+        results=proof.rows,
+        work_seconds=start_seconds + train_seconds,
+    )
+    write_record(record, output / "result.json")
+    tell(record)
+    finish(headline(record))
+
+
+def _check(model: RepVGG, settings: Settings) -> None:
+    """Refuse what would only be noticed after minutes of calibration."""
+    from repquant.quant.qat_start import require_branches
+
+    require_branches(model, settings.method)
+    _start_options(settings)
+    if settings.inserted_bn and settings.method != "inserted-bn":
+        raise InputError(f"--inserted-bn is for --method inserted-bn, and the method is {settings.method}")
+    if settings.inserted_bn and (settings.equalization != "none" or settings.rounding != "nearest"):
+        raise InputError(
+            "the normalizations in --inserted-bn are those of the checkpoint as it is; pass --equalization none and "
+            "--rounding nearest with them"
+        )
+
+
+def _start(
+    model: RepVGG,
+    inserted: RepVGG | None,
+    settings: Settings,
+    target: Target,
+    calibration: Calibration,
+    kept: tuple[str, ...],
+) -> QatStart:
+    """Quantize after training; that is where quantization-aware training starts."""
+    from repquant.quant.insert_bn import FEW_IMAGES
+    from repquant.quant.qat_start import start_qat
+
+    if settings.method == "inserted-bn" and inserted is None and calibration.ranges.images < FEW_IMAGES:
+        say(
+            f"warning: the inserted normalizations have their statistics from {calibration.ranges.images} images; "
+            "`repquant insert-bn` takes all of train/"
+        )
+    say(f"calibrating first, on {calibration.ranges.images} images: training starts from there")
+    return start_qat(
+        model,
+        _start_options(settings),
+        target,
+        lambda: (batch.images for batch in calibration.ranges),
+        lambda: (batch.images for batch in calibration.rounding or ()),
+        kept,
+        inserted,
+    )
+
+
+def _start_options(settings: Settings) -> StartOptions:
+    from repquant.quant.ptq import PtqMethod
+    from repquant.quant.qat_start import StartOptions
+
+    return StartOptions(
+        method=settings.method,
+        ptq=PtqMethod(
+            equalization=settings.equalization,  # type: ignore[arg-type]  # the names are checked there
+            identity=settings.identity,  # type: ignore[arg-type]
+            rounding=settings.rounding,  # type: ignore[arg-type]
+        ),
+        calibrator=settings.calibrator,
+        percentile=settings.percentile,
+    )
+
+
+def _teacher(options: Options, model: RepVGG) -> RepVGG:
+    """Return the float model to distill from, in deploy form."""
+    from repquant.models.checkpoints import load_model
+    from repquant.models.reparam import reparameterize
+
+    if not options.teacher:
+        return reparameterize(model)
+    try:
+        teacher = load_model(options.teacher, options.teacher_arch or options.arch, options.num_classes)
+    except InputError as error:
+        raise InputError(f"the teacher needs the classes of the network, {options.num_classes}: {error}") from error
+    return reparameterize(teacher)

@@ -1,0 +1,155 @@
+"""Put the known ways to an INT8 RepVGG side by side, on any data folder and from one checkpoint in training form.
+
+  inserted-bn        the original pipeline: batch normalization inserted, training on labels (lr 1e-3, decay 4e-5)
+  plain              the mended one: the deploy kernels train, with the same settings
+  plain-tuned        the same with a thousandth of the float training's learning rate and weight decay 55e-6
+  ptq                percentile, MSE and entropy ranges, weights rounded to the nearest, nothing else
+  ptq-default        what `repquant ptq` does
+  equivalent-kernel  what `repquant qat` does
+
+Each row is a run of its own in a folder of its own: the same command goes on where it was interrupted, and skips the
+rows that are complete. The last file is table.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from repquant.cli.console import finish, say, show, show_configuration
+from repquant.cli.options import CalibrationOptions, DataOptions, ModelOptions, TargetOptions, option, split_names
+from repquant.errors import InputError
+
+AS_IT_IS = {"equalization": "none", "rounding": "nearest", "rounding_images": 0}
+ON_LABELS = {
+    **AS_IT_IS,
+    "calibrator": "max",
+    "distillation": 0.0,
+    "activation_scales": "fixed",
+    "weight_scales": "max",
+    "optimizer": "sgd",
+    "augmentation": "random-resized-crop",
+    "learning_rate": 1e-3,
+    "weight_decay": 4e-5,
+}
+QAT_ROWS: dict[str, dict[str, Any]] = {
+    "inserted-bn": {"method": "inserted-bn", **ON_LABELS},
+    "plain": {"method": "plain", **ON_LABELS},
+    "plain-tuned": {"method": "plain", **ON_LABELS, "weight_decay": 55e-6},
+    "equivalent-kernel": {"method": "equivalent-kernel"},
+}
+PTQ_ROWS: dict[str, dict[str, Any]] = {
+    "ptq": {**AS_IT_IS, "calibrator": "percentile,mse,entropy"},
+    "ptq-default": {"calibrator": "mse"},
+}
+ROWS = ("ptq", "ptq-default", *QAT_ROWS)
+_THOUSANDTH = 1e-3
+_OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
+    """Options of `repquant reproduce`."""
+
+    output: str = option("folder with a folder for each row, and table.md")
+    rows: str = option(f"{', '.join(ROWS)}, several with commas, or all", "all")
+    epochs: int = option("epochs of the rows that train on labels", 20)
+    equivalent_epochs: int = option("epochs of equivalent-kernel", 3)
+    training_rate: float = option("learning rate that the float network was trained with", 0.1)
+    training_batch: int = option("images a step in training, then and now", 256)
+    training_images: int = option("train on so many images, those of all classes alike; 0: on all", 0)
+    seeds: str = option("seeds of the rows that train, with commas", "0")
+    device: str = option("where to train: cpu or cuda", "cpu")
+    runtimes: str = option("what executes the models: pytorch, onnxruntime, openvino, with commas", "pytorch")
+
+
+def run(options: Options) -> None:
+    """Run the verb."""
+    config = show_configuration("reproduce", options)
+    from repquant.atomic import replace_file
+    from repquant.report.comparison import comparison_markdown, comparison_rows, comparison_table
+    from repquant.report.record import read_record
+
+    names = split_names(options.rows, ROWS, "rows")
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError as error:
+        raise InputError(f"--seeds {options.seeds} was given; allowed are integers, with commas") from error
+    output = Path(options.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"can't make the output folder {output}: {error.strerror}") from error
+    folders: dict[str, Path] = {}
+    for name in names:
+        for seed in seeds if name in QAT_ROWS else seeds[:1]:
+            title = f"{name}, seed {seed}" if name in QAT_ROWS and len(seeds) > 1 else name
+            folders[title] = _complete(name, seed, options, output)
+    rows = comparison_rows({title: read_record(folder / "result.json") for title, folder in folders.items()})
+    with replace_file(output / "table.md") as temporary:
+        temporary.write_text(comparison_markdown(rows, config), encoding="utf-8")
+    show(comparison_table(rows))
+    finish({"output": options.output, "rows": [row.headline() for row in rows]})
+
+
+def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
+    """Return the folder of a row's finished run, which is made or gone on with where it is not there yet."""
+    from repquant.cli import ptq, qat
+
+    folder = output / (f"{name}-seed{seed}" if name in QAT_ROWS else name)
+    common = {field.name: getattr(options, field.name) for field in fields(Options)} | {"output": str(folder)}
+    verb: ModuleType
+    row: Any
+    if name in PTQ_ROWS:
+        verb, row = ptq, _options(ptq.Options, common | PTQ_ROWS[name])
+    else:
+        verb, row = (
+            qat,
+            _options(qat.Options, common | _qat_settings(name, seed, options) | {"resume": folder.exists()}),
+        )
+    if (folder / "result.json").is_file():
+        _require_same(name, folder, row)
+        say(f"{name}: complete in {folder}")
+        return folder
+    say(f"{name}: {folder}")
+    with redirect_stdout(sys.stderr):  # the last line of stdout is this verb's
+        verb.run(row)
+    return folder
+
+
+def _require_same(name: str, folder: Path, row: Any) -> None:
+    """Refuse a complete row that was made with other settings.
+
+    Raises:
+        InputError: the settings differ; each is named.
+    """
+    from repquant.report.record import read_record
+
+    before, now = read_record(folder / "result.json").config, json.loads(json.dumps(asdict(row)))
+    differing = [key for key in now if key not in _OF_THE_MACHINE and before.get(key) != now[key]]
+    if differing:
+        changes = "; ".join(f"{key} was {before.get(key)} and is {now[key]} now" for key in differing)
+        raise InputError(f"row {name} in {folder} has other settings: {changes}. Choose another output folder")
+
+
+def _qat_settings(name: str, seed: int, options: Options) -> dict[str, Any]:
+    settings = {"batch_size": options.training_batch, "epochs": options.epochs, "seed": seed} | QAT_ROWS[name]
+    if name == "plain-tuned":
+        settings["learning_rate"] = options.training_rate * _THOUSANDTH
+    if name == "equivalent-kernel":
+        settings["epochs"] = options.equivalent_epochs
+    if name == "inserted-bn":
+        settings["freeze_epochs"] = options.epochs / 2
+    return settings
+
+
+def _options(kind: Any, values: Mapping[str, Any]) -> Any:
+    """Make the options of a verb from those values that it knows."""
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in known})

@@ -1,0 +1,146 @@
+"""What the verbs that train have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repquant.cli.console import progress, say
+from repquant.cli.options import DataOptions, option
+
+if TYPE_CHECKING:
+    from repquant.data.loading import Loader
+    from repquant.train.checkpoint import Newest
+    from repquant.train.distributed import Ranks
+    from repquant.train.loop import Trainer
+    from repquant.train.recipe import Recipe
+    from repquant.train.reports import EpochReport, StepReport
+    from repquant.train.sampling import TrainingSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DataOptions):
+    """Options of a training run that its weights do not depend on, but for the images."""
+
+    output: str = option("folder of the run")
+    resume: bool = option("go on from the newest good checkpoint in the output folder", False)
+    device: str = option("where to train: cpu or cuda", "cpu")
+    checkpoint_steps: int = option("steps between checkpoints within an epoch; 0 for one after each epoch alone", 0)
+    keep: int = option("checkpoints that are kept, besides the best", 2)
+    tensorboard: bool = option("write loss, learning rate and accuracy to OUTPUT/tensorboard", False)
+
+
+def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[TrainingSet, Loader]:
+    """Open this rank's parts of the training and of the validation images.
+
+    Raises:
+        InputError: see `TrainingSet` and `validation_loader`; or a number of checkpoints is out of its range.
+    """
+    from repquant.data.datasets import open_split
+    from repquant.errors import InputError
+    from repquant.train.held_back import hold_back, take
+    from repquant.train.sampling import TrainingSet, validation_loader
+
+    if options.checkpoint_steps < 0:
+        raise InputError(f"--checkpoint-steps {options.checkpoint_steps} was given; allowed is 0 or a positive number")
+    if options.keep < 1:
+        raise InputError(f"--keep {options.keep} was given; allowed is at least 1")
+    training, validation = open_split(options.data, "train"), None
+    if recipe.held_back_images:
+        training, validation = hold_back(training, recipe.held_back_images)
+    if recipe.training_images:
+        training = take(training, recipe.training_images)
+    loading = (recipe, options.workers, options.skip_unreadable, ranks)
+    return TrainingSet(training, *loading), validation_loader(validation or open_split(options.data, "val"), *loading)
+
+
+def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, newest: Newest | None) -> None:
+    """Train what is left, with all that a person sees of it; every rank calls it.
+
+    Args:
+        trainer: at the beginning.
+        recipe: its recipe.
+        options: of the run.
+        ranks: those that train.
+        newest: where a resumed run goes on; None for a new one.
+
+    Raises:
+        InputError, StoppedError, OSError: see `Trainer.fit`.
+    """
+    from repquant.train.board import Board
+    from repquant.train.checkpoint import checkpoint_path
+
+    output = Path(options.output)
+    if newest is not None:
+        if ranks.is_main:
+            _tell_resumed(newest, recipe, ranks)
+        if newest.checkpoint is not None:
+            trainer.restore(newest.checkpoint, checkpoint_path(output, newest.checkpoint.step))
+    if not ranks.is_main:
+        trainer.fit(
+            output, lambda _: None, lambda _: None, checkpoint_steps=options.checkpoint_steps, keep=options.keep
+        )
+        return
+
+    board = Board(output / "tensorboard", trainer.step) if options.tensorboard else None
+    with progress("train", trainer.remaining_images) as advance:
+
+        def on_step(report: StepReport) -> None:
+            advance(report.images, _note(report))
+            if board is not None:
+                board.add_step(report)
+
+        def on_epoch(report: EpochReport) -> None:
+            say(epoch_line(report, recipe.epochs))
+            if board is not None:
+                board.add_epoch(report)
+
+        try:
+            trainer.fit(
+                output, on_step, on_epoch, checkpoint_steps=options.checkpoint_steps, keep=options.keep, on_notice=say
+            )
+        finally:
+            if board is not None:
+                board.close()
+
+
+def epoch_line(report: EpochReport, epochs: int) -> str:
+    """Say what an epoch gave."""
+    return (
+        f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}: loss {report.loss:.4f}, train top-1 "
+        f"{report.train_top1:.2f} %, val top-1 {report.val_top1:.2f} %, lr {report.learning_rate:.3g}, "
+        f"{report.images_per_second:.0f} images/s, data {report.data_percent:.0f} %"
+    )
+
+
+def summary(history: list[EpochReport], output: Path) -> str:
+    """Say what a training gave."""
+    best = max(history, key=lambda report: report.val_top1)  # the first of equals, as best.pth
+    minutes = sum(report.train_seconds for report in history) / 60
+    return (
+        f"{len(history)} epochs in {minutes:.1f} minutes of training: top-1 {history[-1].val_top1:.2f} % at the end, "
+        f"{best.val_top1:.2f} % after epoch {best.epoch} ({output / 'best.pth'})"
+    )
+
+
+def _tell_resumed(newest: Newest, recipe: Recipe, ranks: Ranks) -> None:
+    for damaged in newest.damaged:
+        say(f"{damaged}: going back to the one before")
+    checkpoint = newest.checkpoint
+    if checkpoint is None:
+        say("there is no checkpoint yet: starting from the beginning")
+        return
+    total = recipe.epochs * checkpoint.steps_per_epoch
+    say(f"going on after epoch {len(checkpoint.history)} of {recipe.epochs}, step {checkpoint.step} of {total}")
+    if checkpoint.world_size != ranks.world_size:
+        statistics = "" if recipe.sync_bn else ", and batch statistics are of parts of another size"
+        say(
+            f"the run was on {checkpoint.world_size} processes and is on {ranks.world_size} now: each step has the "
+            f"same images, shared otherwise, so sums are rounded in another order{statistics}"
+        )
+
+
+def _note(report: StepReport) -> str:
+    loss = "" if report.loss is None else f"loss {report.loss:.3f}  "
+    return f"{loss}lr {report.learning_rate:.3g}  data {report.data_percent:.0f} %"

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from repquant.cli import qat
+from repquant.errors import InputError
+
+FEW = ("--training-images", 16, "--training-batch", 8, "--epochs", 1, "--calibration-images", 16)
+
+
+@pytest.fixture
+def reproduce(repquant, weights, photographs, small_options, tmp_path):
+    call = ("reproduce", "--weights", weights, "--data", photographs, *small_options, *FEW, "--target", "tensorrt")
+    return lambda *more: repquant(*call, "--output", tmp_path / "table", *more)
+
+
+def test_the_rows_that_train_get_the_images_the_batch_and_the_seed(reproduce, tmp_path, monkeypatch):
+    seen = []
+
+    def run(options):
+        seen.append(options)
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(qat, "run", run)
+    assert reproduce("--rows", "plain-tuned")[0] == 2
+    assert reproduce("--rows", "equivalent-kernel", "--seeds", "3")[0] == 2
+    tuned, equivalent = seen
+    for options in seen:
+        assert (options.training_images, options.batch_size, options.calibration_images) == (16, 8, 16)
+    assert (tuned.method, tuned.epochs, tuned.learning_rate, tuned.distillation) == ("plain", 1, 1e-4, 0.0)
+    assert (equivalent.method, equivalent.epochs, equivalent.seed) == ("equivalent-kernel", 3, 3)
+    assert equivalent.output == str(tmp_path / "table" / "equivalent-kernel-seed3")
+
+
+@pytest.mark.slow
+def test_a_row_is_made_once(reproduce, tmp_path, headline):
+    status, stdout, stderr = reproduce("--rows", "plain")
+    assert status == 0, stderr
+    assert headline(stdout)["rows"]
+    folder = tmp_path / "table" / "plain-seed0"
+    assert json.loads((folder / "result.json").read_text())["config"]["training_images"] == 16
+    assert (folder / "checkpoint-00000002.pth").is_file()  # 16 images, 8 a step, one epoch
+    status, _, stderr = reproduce("--rows", "plain")
+    assert status == 0, stderr
+    assert "plain: complete in" in stderr
+
+
+def test_a_complete_row_of_other_settings_is_refused(reproduce, tmp_path, headline):
+    status, stdout, stderr = reproduce("--rows", "ptq-default")
+    assert status == 0, stderr
+    assert [row["name"] for row in headline(stdout)["rows"]] == ["float", "ptq-default"]
+    status, _, stderr = reproduce("--rows", "ptq-default")
+    assert status == 0, stderr
+    assert "ptq-default: complete in" in stderr
+    status, _, stderr = reproduce("--rows", "ptq-default", "--calibration-images", 12, "--weight-bits", 7)
+    assert status == 2
+    assert "calibration_images was 16 and is 12 now" in stderr
+    assert "weight_bits was 8 and is 7 now" in stderr
