@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from repquant.bench.environment import environment
+from repquant.bench.environment import environment, machine_lines
 from repquant.bench.latency import measure_latency, ratio
 from repquant.errors import InputError
 from repquant.runtimes.available import open_runtime
@@ -133,8 +133,6 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    machine = result["environment"]
-    versions = {"repquant": machine["repquant"], "python": machine["python"], **machine["packages"]}
     threads = result["threads"] or "each engine's choice of"
     lines = [
         "# Latency",
@@ -144,9 +142,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *(f"| {' | '.join(line)} |" for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, result["rows"]))),
         "",
-        f"- {machine['cpu']} ({', '.join(machine['cpu_int8_flags'])}), {machine['cores']} cores, "
-        f"load average {result['load_average_before']} before the start",
-        f"- {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        *machine_lines(result["environment"], result["load_average_before"]),
         "",
     ]
     return "\n".join(lines)

@@ -35,7 +35,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.table import Table
 
-from repquant.bench.environment import environment
+from repquant.bench.environment import environment, machine_lines
 from repquant.cli.options import MethodOptions
 from repquant.data.calibration import select
 from repquant.data.datasets import Split, open_split
@@ -357,7 +357,6 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    machine = result["environment"]
     lines = [
         "# What calibration costs",
         "",
@@ -366,14 +365,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]
     for columns, rows in tables(result):
         lines += [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)] + [""]
-    versions = {"repquant": machine["repquant"], "python": machine["python"], **machine["packages"]}
     lines += [
         "Each row is a process of its own. Seconds run from the float model to the INT8 file and include decoding.",
         "Uncorrected: without bias correction, which `repquant ptq` does by default.",
         "",
-        f"- {machine['cpu']} ({', '.join(machine['cpu_int8_flags'])}), {machine['cores']} cores, "
-        f"load average {result['load_average_before']} before the start",
-        f"- {', '.join(f'{name} {version}' for name, version in versions.items())}",
+        *machine_lines(result["environment"], result["load_average_before"]),
         "",
     ]
     return "\n".join(lines)
