@@ -3,7 +3,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from repquant.runtimes.integer_relu import quantize_before_relu
+from repquant.runtimes.integer_relu import quantize_before_relu, unsigned_after_relu
 
 
 def relu_model(dtype, zero_point):
@@ -43,17 +43,34 @@ def test_symmetric_int8_is_quantized_before_the_relu_too():
     assert operators(model) == ["Conv", "Relu", *pair]
 
 
+def test_symmetric_int8_is_unsigned_and_clipped_at_its_end():
+    model = relu_model(np.int8, 0)
+    rewritten = unsigned_after_relu(model)
+    onnx.checker.check_model(rewritten, full_check=True)
+    assert operators(rewritten) == ["Conv", "Clip", "QuantizeLinear", "DequantizeLinear"]
+    assert operators(model) == ["Conv", "Relu", "QuantizeLinear", "DequantizeLinear"]
+
+
+def test_other_readers_of_the_relu_keep_it():
+    model = relu_model(np.int8, 0)
+    model.graph.node.append(helper.make_node("Identity", ["relu"], ["also"]))
+    model.graph.output.append(helper.make_tensor_value_info("also", TensorProto.FLOAT, ["n", 1, 2, 3]))
+    assert "Relu" in operators(unsigned_after_relu(model))
+
+
+@pytest.mark.parametrize("rewrite", [quantize_before_relu, unsigned_after_relu])
 @pytest.mark.parametrize(("dtype", "zero_point"), [(np.uint8, 0), (np.int8, -128), (np.uint8, 128)])
-def test_other_grids_stay(dtype, zero_point):
+def test_other_grids_stay(dtype, zero_point, rewrite):
     model = relu_model(dtype, zero_point)
-    assert quantize_before_relu(model) == model
+    assert rewrite(model) == model
 
 
-def test_no_value_changes():
+@pytest.mark.parametrize("rewrite", [quantize_before_relu, unsigned_after_relu])
+def test_no_value_changes(rewrite):
     from onnx.reference import ReferenceEvaluator
 
     model = relu_model(np.int8, 0)
     x = np.array([[-100.0, -0.3, 0.24], [0.26, 0.75, 100.0]], np.float32).reshape(1, 1, 2, 3)
-    expected, found = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, quantize_before_relu(model)))
+    expected, found = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, rewrite(model)))
     assert np.array_equal(expected, found)
     assert expected.flatten().tolist() == [0.0, 0.0, 0.0, 0.5, 1.0, 63.5]

@@ -1,32 +1,38 @@
-"""An equal graph in which the CPU runtimes compute symmetric int8 convolutions before a ReLU as they compute others.
+"""Equal graphs in which the CPU runtimes compute symmetric int8 convolutions before a ReLU as they compute others.
 
-ONNX Runtime's CPU provider fuses DequantizeLinear, Conv, QuantizeLinear into an integer convolution. A ReLU between the
-last two is absorbed when the smallest integer stands for zero (uint8 with zero point 0), but not for symmetric int8,
-which TensorRT needs: such a convolution runs in float on dequantized inputs, several times slower and with float
-rounding. OpenVINO runs integers either way, but rounds more activations the other way. Quantizing before the ReLU as
-well, on the same grid, changes no value: round and clip are monotonic and keep zero, so Q(ReLU(x)) = ReLU(Q(x)).
+TensorRT needs symmetric int8 with zero point 0, quantized after the ReLU. Neither CPU runtime is at its best with that:
+
+- ONNX Runtime's CPU provider fuses DequantizeLinear, Conv, QuantizeLinear into an integer convolution. A ReLU between
+  the last two is absorbed when the smallest integer stands for zero (uint8 with zero point 0), but not for symmetric
+  int8: such a convolution runs in float on dequantized inputs, several times slower and with float rounding.
+- OpenVINO runs integers either way, but rescales a signed grid as -128 to 127 shifted by 128, which costs the last bits
+  of the float that is rounded: more activations land on the other side of a rounding border than on an unsigned grid.
+
+What follows a ReLU uses 0 to 127 only, so each gets an equal graph that it computes exactly: `quantize_before_relu` and
+`unsigned_after_relu`. No value changes.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import NodeProto, helper, numpy_helper
+
+Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
 def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy with Conv -> Q -> DQ -> Relu -> Q where there was Conv -> Relu -> Q on a signed grid."""
+    """Return a copy with Conv -> Q -> DQ -> Relu -> Q where there was Conv -> Relu -> Q on a symmetric signed grid.
+
+    Round and clip are monotonic and keep zero, so Q(ReLU(x)) = ReLU(Q(x)).
+    """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
     producers = {output: node for node in graph.node for output in node.output}
-    signed = {
-        tensor.name
-        for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.INT8 and not onnx.numpy_helper.to_array(tensor).any()
-    }
-    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
-        relu = producers.get(quantize.input[0])
-        conv = producers.get(relu.input[0]) if relu is not None and relu.op_type == "Relu" else None
-        if relu is None or conv is None or conv.op_type != "Conv" or quantize.input[2] not in signed:
+    for relu, quantize in _symmetric_after_relu(graph):
+        conv = producers.get(relu.input[0])
+        if conv is None or conv.op_type != "Conv":
             continue
         grid = list(quantize.input[1:])
         before = f"{relu.input[0]}_before_relu"
@@ -41,7 +47,57 @@ def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def load_equal_graph(path: Path) -> bytes:
-    """Return the model at `path` in this form, serialized."""
-    content: bytes = quantize_before_relu(onnx.load(path)).SerializeToString()
+def unsigned_after_relu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with Clip(0, 127 scale) -> Q on uint8 where there was Relu -> Q on a symmetric signed grid.
+
+    The integers are the same: the clip is where the signed grid ends.
+    """
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = model.graph
+    found = _symmetric_after_relu(graph)
+    if not found:
+        return model
+    scales = {tensor.name: tensor for tensor in graph.initializer}
+    lowest, zero_point = "unsigned_lowest", "unsigned_zero_point"
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.zeros((), np.float32), lowest),
+            numpy_helper.from_array(np.zeros((), np.uint8), zero_point),
+        ]
+    )
+    for relu, quantize in found:
+        scale = numpy_helper.to_array(scales[quantize.input[1]])
+        highest, clipped, integers = (f"{quantize.output[0]}_{part}" for part in ("highest", "clipped", "unsigned"))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(127 * scale, np.float32), highest))
+        clip = helper.make_node("Clip", [relu.input[0], lowest, highest], [clipped])
+        graph.node.insert(list(graph.node).index(quantize), clip)
+        for node in graph.node:
+            if node.op_type == "DequantizeLinear" and node.input[0] == quantize.output[0]:
+                node.input[0], node.input[2] = integers, zero_point
+        quantize.input[0], quantize.input[2], quantize.output[0] = clipped, zero_point, integers
+    for relu in {id(relu): relu for relu, _ in found}.values():
+        if not any(relu.output[0] in node.input for node in graph.node):
+            graph.node.remove(relu)
+    return model
+
+
+def _symmetric_after_relu(graph: onnx.GraphProto) -> list[tuple[NodeProto, NodeProto]]:
+    """Return each ReLU with a quantizer behind it on int8 with zero point 0."""
+    producers = {output: node for node in graph.node for output in node.output}
+    symmetric = {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and not numpy_helper.to_array(tensor).any()
+    }
+    pairs = [
+        (producers.get(node.input[0]), node)
+        for node in graph.node
+        if node.op_type == "QuantizeLinear" and node.input[2] in symmetric
+    ]
+    return [(relu, quantize) for relu, quantize in pairs if relu is not None and relu.op_type == "Relu"]
+
+
+def load_equal_graph(path: Path, rewrite: Rewrite) -> bytes:
+    """Return the model at `path` in the form that `rewrite` gives it, serialized."""
+    content: bytes = rewrite(onnx.load(path)).SerializeToString()
     return content

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repquant.runtimes.integer_relu import load_equal_graph
+from repquant.runtimes.integer_relu import load_equal_graph, quantize_before_relu
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
 
 _ERRORS_ONLY = 3
@@ -14,7 +14,8 @@ _ERRORS_ONLY = 3
 class OnnxRuntime:
     """An ONNX file in ONNX Runtime's CPU provider, with its default graph optimizations.
 
-    Symmetric int8 convolutions before a ReLU get the equal form of `integer_relu`, so that they run in integers too.
+    Symmetric int8 convolutions before a ReLU get the equal form of
+    `integer_relu.quantize_before_relu`, so that they run in integers too.
 
     Args:
         path: the .onnx file.
@@ -39,7 +40,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
-                load_equal_graph(path), options, providers=["CPUExecutionProvider"]
+                load_equal_graph(path, quantize_before_relu), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions share no base class of their own
             raise cannot_load(path, "ONNX Runtime", error) from error

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from repquant.runtimes.integer_relu import load_equal_graph
+from repquant.runtimes.integer_relu import load_equal_graph, unsigned_after_relu
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
 
 
 class OpenVinoRuntime:
     """An ONNX file in OpenVINO's CPU plugin, with its default graph optimizations.
 
-    Symmetric int8 convolutions before a ReLU get the equal form of `integer_relu`.
+    Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`.
 
     Args:
         path: the .onnx file.
@@ -42,7 +42,7 @@ class OpenVinoRuntime:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
-            model = core.compile_model(core.read_model(load_equal_graph(path)), "CPU", config)
+            model = core.compile_model(core.read_model(load_equal_graph(path, unsigned_after_relu)), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
         check_interface(path, len(model.inputs), len(model.outputs))
