@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from repquant.data.calibration import fingerprint, select
 from repquant.data.datasets import open_split
+from repquant.data.decoding import UnreadableImageError
 from repquant.errors import InputError
 
 
@@ -98,6 +99,21 @@ def test_hash_is_of_the_chosen_images(class_folders):
     (class_folders / "train" / source.name(subset.indices[0])).write_bytes(b"other")
     assert select(source, 3, seed=1).indices == subset.indices
     assert select(source, 3, seed=1).sha256 != subset.sha256
+
+
+def test_unreadable_images_are_refused_or_hashed_by_their_name_alone(class_folders):
+    (class_folders / "train" / "cat" / "0.png").unlink()
+    (class_folders / "train" / "cat" / "0.png").symlink_to("nowhere.png")
+    source = open_split(class_folders, "train")
+    with pytest.raises(UnreadableImageError, match=r"can't read image .*0\.png: no such file"):
+        select(source, len(source))
+
+    found = select(source, len(source), skip_unreadable=True)
+    expected = hashlib.sha256(b"cat/0.png\0")
+    for index in range(1, len(source)):
+        content = source.read_bytes(index)
+        expected.update(source.name(index).encode() + b"\0" + len(content).to_bytes(8, "big") + content)
+    assert found.sha256 == expected.hexdigest()
 
 
 def test_a_name_that_is_not_unicode():

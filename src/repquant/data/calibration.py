@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from repquant.data.datasets import ImageSource
+from repquant.data.decoding import UnreadableImageError
 from repquant.errors import InputError
 
 
@@ -25,18 +26,19 @@ class CalibrationSubset:
     sha256: str
 
 
-def select(source: ImageSource, count: int, seed: int = 0) -> CalibrationSubset:
-    """Choose `count` images as `draw` does, and hash them.
+def select(source: ImageSource, count: int, seed: int = 0, *, skip_unreadable: bool = False) -> CalibrationSubset:
+    """Choose `count` images as `draw` does, and hash them as `fingerprint` does.
 
     Raises:
         InputError: `count` is below 1 or above the number of images.
+        UnreadableImageError: a file can't be read and `skip_unreadable` is false.
     """
     if count < 1:
         raise InputError(f"{count} calibration images is too few; give at least 1, 512 is usual")
     if count > len(source):
         raise InputError(f"{count} calibration images were asked for, but there are {len(source)}; give at most that")
     indices = draw(source, count, seed)
-    return CalibrationSubset(indices, seed, fingerprint(source, indices))
+    return CalibrationSubset(indices, seed, fingerprint(source, indices, skip_unreadable=skip_unreadable))
 
 
 def draw(source: ImageSource, count: int, seed: int = 0) -> tuple[int, ...]:
@@ -55,18 +57,24 @@ def draw(source: ImageSource, count: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(index for _, _, index in turns[:count])
 
 
-def fingerprint(source: ImageSource, indices: Sequence[int]) -> str:
+def fingerprint(source: ImageSource, indices: Sequence[int], *, skip_unreadable: bool = False) -> str:
     """SHA-256, in hexadecimal, over names and contents of these images in the order of the source.
 
     Each contributes its name in UTF-8, a zero byte, the length of its content as 8 big-endian bytes, and the content.
+    With `skip_unreadable`, one that can't be read contributes its name and the zero byte alone.
 
     Raises:
-        UnreadableImageError: a file can't be read.
+        UnreadableImageError: a file can't be read and `skip_unreadable` is false.
     """
     digest = hashlib.sha256()
     for index in sorted(indices):
-        content = source.read_bytes(index)
         digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
+        try:
+            content = source.read_bytes(index)
+        except UnreadableImageError:
+            if not skip_unreadable:
+                raise
+            continue
         digest.update(len(content).to_bytes(8, "big"))
         digest.update(content)
     return digest.hexdigest()
