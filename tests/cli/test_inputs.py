@@ -1,11 +1,38 @@
-from repquant.cli.inputs import open_calibration
-from repquant.cli.options import CalibrationOptions, DataOptions
-from repquant.data.datasets import open_split
+"""What the verbs' options open."""
+
+import shutil
+
+import pytest
+
+from repquant.cli.inputs import held_back_loader, open_calibration, training_loader
+from repquant.cli.options import CalibrationOptions, DataOptions, MethodOptions
+from repquant.data.datasets import ImageFolder, open_split
+from repquant.errors import InputError
+from repquant.train.distributed import Ranks
 from repquant.train.held_back import hold_back
 
 
-def test_no_image_that_is_held_back_calibrates(photographs):
-    data = DataOptions(data=str(photographs), image_size=32)
+@pytest.fixture
+def data(photographs):
+    return DataOptions(data=str(photographs), image_size=32)
+
+
+@pytest.fixture
+def own_data(photographs, tmp_path):
+    """Options for a copy of the photographs that a test may change, and the copy."""
+    folder = shutil.copytree(photographs, tmp_path / "own")
+    return DataOptions(data=str(folder), image_size=32, skip_unreadable=True), folder
+
+
+@pytest.fixture
+def nothing_is_read(monkeypatch):
+    def fail(*_):
+        raise AssertionError("an image was read only to choose it")
+
+    monkeypatch.setattr(ImageFolder, "read_bytes", fail)
+
+
+def test_no_image_that_is_held_back_calibrates(photographs, data):
     options = CalibrationOptions(calibration_images=16)
     source = open_split(photographs, "train")
     rest, held = hold_back(source, 8)
@@ -16,3 +43,47 @@ def test_no_image_that_is_held_back_calibrates(photographs):
     assert calibration.ranges.images == 16
     assert calibration.rounding is not None
     assert calibration.rounding.images == 4
+
+
+def test_a_dangling_link_is_skipped_and_not_counted(own_data):
+    options, folder = own_data
+    image = folder / "train" / "dark" / "03.png"
+    image.unlink()
+    image.symlink_to("nowhere.png")
+    calibration = open_calibration(CalibrationOptions(calibration_images=24), options, options.data, 0)
+    assert sum(len(batch.images) for batch in calibration.ranges) == 23
+    assert calibration.ranges.skipped.keys() == {"dark/03.png"}
+    assert calibration.images_read == 23
+
+
+def test_rounding_looks_at_calibration_images_only(data):
+    options = CalibrationOptions(calibration_images=16)
+    by_default = open_calibration(options, data, data.data, MethodOptions.rounding_images)
+    assert by_default.rounding is not None
+    assert by_default.rounding.images == 16
+    with pytest.raises(InputError, match=r"--rounding-images 17 was given.*of which there are 16; lower it or raise"):
+        open_calibration(options, data, data.data, 17)
+
+
+def test_images_are_chosen_without_reading_them(data, nothing_is_read):
+    assert training_loader(data, 8, 0, Ranks()).images == 8
+    assert held_back_loader(CalibrationOptions(calibration_images=16), data, 8, 2).images == 8
+
+
+@pytest.mark.parametrize("count", [-1, 25])
+def test_training_images_that_there_are_not(data, count):
+    with pytest.raises(InputError, match=f"--images {count} was given; allowed are 1 to 24"):
+        training_loader(data, count, 0, Ranks())
+
+
+def test_labels_that_are_not_used_need_not_fit(own_data):
+    options, folder = own_data
+    (folder / "train").rename(folder / "other")
+    (folder / "more" / "train").mkdir(parents=True)
+    for name in ("bright", "dark", "grey"):
+        shutil.copytree(folder / "other" / "dark", folder / "more" / "train" / name)
+    calibration = CalibrationOptions(calibration_data=str(folder / "more"), calibration_images=16)
+    assert held_back_loader(calibration, options, 20, 2).images == 20
+    shutil.rmtree(folder / "val")
+    with pytest.raises(InputError, match="3 classes in train, the model has 2"):
+        held_back_loader(calibration, options, 20, 2)

@@ -52,7 +52,7 @@ def run(options: Options) -> None:
         weights_path,
     )
     from repquant.cli.quantizing import calibrate, quantize
-    from repquant.data.calibration import select
+    from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
     from repquant.numerics.ranges import CALIBRATORS
@@ -83,7 +83,7 @@ def run(options: Options) -> None:
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         wanted = images_to_draw(len(source), options.calibration_images, options.analysis_images)
         shared = options.calibration_images + options.analysis_images - wanted
-        chosen = select(source, wanted, options.seed).indices[-options.analysis_images :]
+        chosen = draw(source, wanted, options.seed)[-options.analysis_images :]
         analysis_loader = Loader(
             source, transform(options), options.batch_size, options.workers, options.skip_unreadable, chosen
         )

@@ -76,6 +76,11 @@ def open_loader(options: DataOptions, split: Split, num_classes: int, ranks: Ran
     return Loader(source, transform(options), options.batch_size, options.workers, options.skip_unreadable, part)
 
 
+def has_validation(data: str) -> bool:
+    """Return whether data has a validation split."""
+    return data == "builtin" or (Path(data) / "val").is_dir()
+
+
 def _check_classes(source: ImageSource, data: str, split: Split, num_classes: int) -> None:
     if source.classes is not None and len(source.classes) != num_classes:
         raise InputError(
@@ -92,6 +97,11 @@ class Calibration:
     rounding: Loader | None
     subset: CalibrationSubset
 
+    @property
+    def images_read(self) -> int:
+        """How many images the ranges came from, once they were found: unreadable ones do not count."""
+        return self.ranges.images - len(self.ranges.skipped)
+
 
 def open_calibration(
     options: CalibrationOptions,
@@ -102,7 +112,12 @@ def open_calibration(
 ) -> Calibration:
     """Open the calibration images; those for rounding are the first of those for ranges, and as well stratified.
 
-    None of them is among the `held_back_images` that a training judges on.
+    None of them is among the `held_back_images` that a training judges on. Rounding by default looks at all of them
+    where there are fewer than its default number.
+
+    Raises:
+        InputError: a number of images or a percentile out of its range, more images for rounding than for ranges, or
+            data that can't be opened.
     """
     from repquant.data.calibration import select
     from repquant.data.datasets import open_split
@@ -113,10 +128,15 @@ def open_calibration(
         raise InputError(f"percentile {options.percentile} was given; allowed are values above 0 and up to 100")
     if rounding_images < 0:
         raise InputError(f"--rounding-images {rounding_images} is negative; 0 rounds to the nearest")
+    if rounding_images > options.calibration_images and rounding_images != MethodOptions.rounding_images:
+        raise InputError(
+            f"--rounding-images {rounding_images} was given, and weights are rounded for calibration images, of which "
+            f"there are {options.calibration_images}; lower it or raise --calibration-images"
+        )
     source = open_split(options.calibration_data or default_data, "train")
     if held_back_images and not options.calibration_data:
         source, _ = hold_back(source, held_back_images)
-    subset = select(source, options.calibration_images, options.seed)
+    subset = select(source, options.calibration_images, options.seed, skip_unreadable=images.skip_unreadable)
 
     def loader(count: int) -> Loader:
         chosen = subset.indices[:count]
@@ -131,27 +151,35 @@ def training_loader(images: DataOptions, count: int, seed: int, ranks: Ranks) ->
     Raises:
         InputError: there are fewer, or `count` is negative; or fewer than there are ranks.
     """
-    from repquant.data.calibration import select
+    from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
 
     source = open_split(images.data, "train")
-    part = ranks.part(select(source, count, seed).indices if count else range(len(source)))
+    if not 0 <= count <= len(source):
+        raise InputError(
+            f"--images {count} was given; allowed are 1 to {len(source)}, the images there are, and 0: all"
+        )
+    part = ranks.part(draw(source, count, seed) if count else range(len(source)))
     return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, part)
 
 
 def held_back_loader(options: CalibrationOptions, images: DataOptions, count: int, num_classes: int) -> Loader:
     """Open `count` images of the calibration split that calibration does not see.
 
+    Their labels are used only where there is no validation split, whose place they then take.
+
     Raises:
-        InputError: the split has not enough images or another number of classes, or `count` is not positive.
+        InputError: the split has not enough images, or labels that are used and do not fit the model, or `count` is not
+            positive.
     """
-    from repquant.data.calibration import select
+    from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
 
     source = open_split(options.calibration_data or images.data, "train")
-    _check_classes(source, options.calibration_data or images.data, "train", num_classes)
+    if not has_validation(images.data):
+        _check_classes(source, options.calibration_data or images.data, "train", num_classes)
     spare = len(source) - options.calibration_images
     if spare < 1:
         raise InputError(
@@ -163,7 +191,7 @@ def held_back_loader(options: CalibrationOptions, images: DataOptions, count: in
             f"--held-back-images {count} was given; allowed are 1 to {spare}, the images that are left besides the "
             f"{options.calibration_images} for calibration"
         )
-    chosen = select(source, options.calibration_images + count, options.seed).indices[options.calibration_images :]
+    chosen = draw(source, options.calibration_images + count, options.seed)[options.calibration_images :]
     return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
 
 
