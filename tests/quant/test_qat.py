@@ -25,6 +25,10 @@ def start_of(model, images, method, target, equalization="none", rounding="neare
     return start_qat(model, options, target, lambda: [images], lambda: [images], keep_float)
 
 
+def per_output(scale, kernel):
+    return scale.reshape(-1, *[1] * (kernel.dim() - 1))
+
+
 def freeze(network):
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -76,9 +80,11 @@ def test_the_exported_integers_are_those_that_training_saw(branches, images, met
         def hook(quantizer, inputs, rounded):
             kernel, bias, input_scale = inputs
             grid = quantizer.grid(kernel, bias, input_scale)
-            steps = rounded.detach() / grid.scale.reshape(-1, *[1] * (rounded.dim() - 1))
+            steps, bias_steps = rounded[0].detach() / per_output(grid.scale, kernel), rounded[1] / (
+                input_scale * grid.scale
+            )
             assert torch.allclose(steps, steps.round(), atol=1e-3)
-            seen[name] = steps.round().to(torch.int8)
+            seen[name] = steps.round().to(torch.int8), bias_steps.detach()
 
         return hook
 
@@ -90,10 +96,40 @@ def test_the_exported_integers_are_those_that_training_saw(branches, images, met
     pairs = layer_pairs(trained_deploy(network, start), finished)
     assert seen.keys() == pairs.keys()
     for name, (_, layer) in pairs.items():
-        assert torch.equal(layer.integers.weight, seen[name]), name
+        assert torch.equal(layer.integers.weight, seen[name][0]), name
+        # float32 holds the steps of a large bias to its last bits only
+        assert torch.allclose(layer.integers.bias.float(), seen[name][1], rtol=1e-6, atol=1e-2), name
     with torch.no_grad():
         simulated, trained = finished(images), network(images)
     assert torch.allclose(simulated, trained, atol=0.02 * float(trained.abs().max()) + 1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 4)])
+def test_activations_in_training_are_those_of_the_integers(branches, images, method, weight_bits, activation_bits):
+    target = resolve_target("tensorrt", weight_bits=weight_bits, activation_bits=activation_bits)
+    start = start_of(branches, images, method, target, "noise", "feedback")
+    network = prepare_qat(start, target, weight_scales="max" if method == "inserted-bn" else "fixed")
+    train(network, images)
+    finished = finish_qat(network, start, target)
+    trained, served = {}, {}
+
+    def record(name, into, steps):
+        return lambda layer, inputs: into.update({name: steps(layer, inputs[0])})
+
+    for name, module in qat_modules(network).items():
+        module.register_forward_pre_hook(record(name, trained, lambda m, x: m.input(x) / m.input.scale))
+    for name, module in finished.named_modules():
+        if hasattr(module, "input"):
+            deploy_name = ".".join(part for part in name.split(".") if part != "module")
+            module.register_forward_pre_hook(record(deploy_name, served, lambda m, x: m.input.steps(x)))
+    with torch.no_grad():
+        network(images)
+        finished(images)
+    assert trained.keys() == served.keys()
+    for name, steps in trained.items():
+        # Sums of rounded floats and of integers round at the last bit; a step's border is hardly ever there.
+        assert float((steps.round() != served[name]).double().mean()) < 1e-3, name
 
 
 def test_gradients_reach_every_parameter_of_the_branches(branches, images):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repquant.numerics.affine import Grid, Scheme, fake_quantize
+from repquant.numerics.affine import Grid, Scheme, along_axis
 
 SMALLEST_SCALE = 1e-12
 """Scales are kept at or above this."""
@@ -45,27 +45,40 @@ def learned_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: 
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, factor: float) -> Tensor:
-        y = fake_quantize(x, Grid(scale, zero_point, scheme))
-        ctx.save_for_backward(x, y, scale, zero_point)
+        ctx.save_for_backward(x, scale, zero_point)
         ctx.scheme, ctx.factor = scheme, factor
-        return y
+        return _rounded(x, Grid(scale, zero_point, scheme))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        x, y, scale, zero_point = ctx.saved_tensors
-        axis = ctx.scheme.channel_axis
-        low, high = scale * (ctx.scheme.qmin - zero_point), scale * (ctx.scheme.qmax - zero_point)
-        if axis is not None:
-            shape = [1] * x.dim()
-            shape[axis] = -1
-            low, high = low.reshape(shape), high.reshape(shape)
-        through = gradient * ((x >= low) & (x <= high))
+        x, scale, zero_point = ctx.saved_tensors
+        grid = Grid(scale, zero_point, ctx.scheme)
+        low, high = (along_axis(scale, x, ctx.scheme.channel_axis) * end for end in _ends(x, grid))
+        inside = (x >= low).logical_and_(x <= high).to(x.dtype)
+        through = gradient * inside
         if not ctx.needs_input_grad[1]:
             return through, None, None, None, None
-        # Inside the grid y / s - x / s, outside y / s: no third tensor of the size of x is made.
+        # Inside the grid y - x, outside y; the difference first, because the sums would cancel.
+        errors = _rounded(x, grid).addcmul_(x, inside, value=-1)
+        axis = ctx.scheme.channel_axis
         if axis is None:
-            total = torch.dot(gradient.flatten(), y.flatten()) - torch.dot(through.flatten(), x.flatten())
+            total = torch.dot(gradient.flatten(), errors.flatten())
         else:
-            others = [dim for dim in range(x.dim()) if dim != axis]
-            total = (gradient * y - through * x).sum(others)
+            total = (gradient * errors).sum([dim for dim in range(x.dim()) if dim != axis])
         return through, total / scale * ctx.factor, None, None, None
+
+
+def _rounded(x: Tensor, grid: Grid) -> Tensor:
+    """`affine.fake_quantize` without a gradient: the same bits, without the mask that torch's kernels make for theirs."""
+    low, high = _ends(x, grid)
+    steps = grid.step_counts(x).round_()
+    return steps.clamp_(low, high).mul_(along_axis(grid.scale, x, grid.scheme.channel_axis))
+
+
+def _ends(x: Tensor, grid: Grid) -> tuple[Any, Any]:
+    """Return the smallest and largest number of steps from zero: numbers, or tensors along the channel axis."""
+    scheme = grid.scheme
+    if scheme.symmetric:
+        return scheme.qmin, scheme.qmax
+    zero_point = along_axis(grid.zero_point, x, scheme.channel_axis).to(x.dtype)
+    return scheme.qmin - zero_point, scheme.qmax - zero_point

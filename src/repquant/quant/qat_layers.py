@@ -83,15 +83,20 @@ class WeightQuantizer(nn.Module):
         elif scales == "fixed":
             self.register_buffer("scale", grid.scale.detach().clone())
 
-    def forward(self, kernel: Tensor, bias: Tensor | None, input_scale: Tensor) -> Tensor:
-        """Return the kernel (O, ...) rounded, for a bias (O,) and the scale () of the layer's input."""
+    def forward(self, kernel: Tensor, bias: Tensor | None, input_scale: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the kernel (O, ...) and the bias (O,) rounded, for the scale () of the layer's input.
+
+        The bias is served as an int32 in steps of the input's scale times the kernel's.
+        """
         if not self.enabled:
-            return _with_gradient(kernel, self.scale) if self.scales == "learned" else kernel
+            return _with_gradient(kernel, self.scale) if self.scales == "learned" else kernel, bias
+        grid = self.grid(kernel, bias, input_scale)
+        rounded_bias = None if bias is None else _round_straight_through(bias, input_scale.detach() * grid.scale)
         if self.scales == "learned":
             scale = self._bounded_scale(bias, input_scale)
             factor = gradient_factor(kernel.numel() // scale.numel(), self.scheme)
-            return learned_fake_quantize(kernel, scale, _zeros(scale), self.scheme, factor)
-        return fake_quantize(kernel, self.grid(kernel, bias, input_scale))
+            return learned_fake_quantize(kernel, scale, _zeros(scale), self.scheme, factor), rounded_bias
+        return fake_quantize(kernel, grid), rounded_bias
 
     def grid(self, kernel: Tensor, bias: Tensor | None, input_scale: Tensor) -> Grid:
         """Return the grid as it is now."""
@@ -106,6 +111,12 @@ class WeightQuantizer(nn.Module):
         if bias is None:
             return scale
         return torch.maximum(scale, smallest_scale(bias, input_scale.detach(), self.scheme))
+
+
+def _round_straight_through(bias: Tensor, step: Tensor) -> Tensor:
+    """Round as `integers.quantize_parameters` does; the gradient is that of the bias."""
+    exact = bias.detach().double()
+    return bias + (torch.round(exact / step.double()) * step.double() - exact).to(bias.dtype)
 
 
 def _zeros(scale: Tensor) -> Tensor:
@@ -220,10 +231,10 @@ class QatLayer(nn.Module):
         if isinstance(self.source, EquivalentKernel) and self.training and self.source.is_refreshing:
             self.source.refresh(x.detach())
         kernel, bias = self.source()
-        rounded = self.weight(kernel, bias, self.input.grid().scale)
+        rounded, rounded_bias = self.weight(kernel, bias, self.input.grid().scale)
         if isinstance(self.source, FoldedKernel) and self.source.bn.training:
             return self._normalize(x, rounded)
-        return self._convolve(x, rounded, bias)
+        return self._convolve(x, rounded, rounded_bias)
 
     @torch.no_grad()
     def kernel_and_bias(self) -> tuple[Tensor, Tensor | None]:
