@@ -5,11 +5,20 @@ Nothing is measured; `repquant ptq` does the same and proves the result.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, ModelOptions, TargetOptions, option
 from repquant.errors import InputError
+
+if TYPE_CHECKING:
+    from repquant.models.network import RepVGG
+
+INT8_ONLY = {field.name for kind in (TargetOptions, MethodOptions, CalibrationOptions) for field in fields(kind)} | {
+    "data"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,40 +35,71 @@ class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, Mo
 def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
-    from repquant.cli.inputs import (
-        kept_names,
-        load_deploy_network,
-        open_calibration,
-        open_method,
-        open_target,
-        output_file,
-        transform,
-    )
-    from repquant.cli.quantizing import calibrate, quantize
+    from repquant.cli.inputs import load_deploy_network, output_file, transform
     from repquant.export.onnx import export_onnx
-    from repquant.numerics.ranges import CALIBRATORS
-    from repquant.quant.calibrate import activation_ranges
 
     output = output_file(options.output, options.overwrite, (".onnx",))
-    if options.calibrator and options.calibrator not in CALIBRATORS:
-        raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
-    if options.calibrator and not (options.data or options.calibration_data):
-        raise InputError("INT8 needs images to calibrate on; pass --data or --calibration-data")
-
+    _check(options)
     transform(options)  # refuses sizes that are none, also where no image is read
     model = load_deploy_network(options)
+    # Beside the output, which appears only at the end: what has been learned survives an interruption.
+    checkpoint = output.with_name(f"{output.name}.{options.calibrator}.rounding")
+    skipped: dict[str, str] = {}
     if options.calibrator:
-        target, kept = open_target(options), kept_names(options)
-        method = open_method(options, target)
-        if target.activation.bits < 8:
-            raise InputError(
-                f"activations of {target.activation.bits} bits can't be exported; leave --activation-bits at 8"
-            )
-        if target.note:
-            say(target.note)
-        calibration = open_calibration(options, options, options.data, options.rounding_images)
-        calibrated = calibrate(model, method, target, calibration, kept)
-        ranges = activation_ranges(options.calibrator, calibrated.histograms, target, percentile=options.percentile)
-        model = quantize(calibrated.model, ranges, target, method, calibration, kept)
+        model, skipped = _quantize(model, options, checkpoint)
     size = export_onnx(model, output, options.image_size)
-    finish({"output": options.output, "calibrator": options.calibrator or None, "file_bytes": size})
+    if options.calibrator:
+        checkpoint.unlink(missing_ok=True)
+    if skipped:
+        say(f"{len(skipped)} unreadable images were left out: {', '.join(skipped)}")
+    finish(
+        {
+            "output": options.output,
+            "calibrator": options.calibrator or None,
+            "skipped": len(skipped),
+            "file_bytes": size,
+        }
+    )
+
+
+def _check(options: Options) -> None:
+    """Refuse what would be ignored or noticed late."""
+    from repquant.numerics.ranges import CALIBRATORS
+
+    if not options.calibrator:
+        settings = [field for field in fields(options) if field.name in INT8_ONLY]
+        given = [field.name for field in settings if getattr(options, field.name) != field.default]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise InputError(
+                f"{names}: for INT8 only, and without --calibrator the float model is written; pass --calibrator, for "
+                "example mse, or leave them out"
+            )
+        return
+    if options.calibrator not in CALIBRATORS:
+        raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
+    if not (options.data or options.calibration_data):
+        raise InputError("INT8 needs images to calibrate on; pass --data or --calibration-data")
+    if options.activation_bits < 8:
+        raise InputError(
+            f"activations of {options.activation_bits} bits can't be exported; leave --activation-bits at 8"
+        )
+
+
+def _quantize(model: RepVGG, options: Options, checkpoint: Path) -> tuple[RepVGG, dict[str, str]]:
+    """Return the INT8 model, and the unreadable calibration images with the reason for each."""
+    from repquant.cli.inputs import kept_names, open_calibration, open_method, open_target, skipped_images
+    from repquant.cli.quantizing import calibrate, quantize
+    from repquant.quant.calibrate import activation_ranges
+
+    target, kept = open_target(options), kept_names(options)
+    method = open_method(options, target)
+    if target.note:
+        say(target.note)
+    calibration = open_calibration(options, options, options.data, options.rounding_images)
+    if method.rounding == "learned":
+        say(f"finished layers are kept in {checkpoint}: the same command goes on from there")
+    calibrated = calibrate(model, method, target, calibration, kept)
+    ranges = activation_ranges(options.calibrator, calibrated.histograms, target, percentile=options.percentile)
+    quantized = quantize(calibrated.model, ranges, target, method, calibration, kept, checkpoint=checkpoint)
+    return quantized, skipped_images({"calibration": calibration.ranges})
