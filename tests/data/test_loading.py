@@ -1,3 +1,7 @@
+import multiprocessing
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +72,42 @@ def test_images_of_every_size_and_mode_share_a_batch(save_image, tmp_path):
     (batch,) = Loader(open_split(tmp_path, "train"), EvalTransform(image_size=(6, 10)), batch_size=8)
     assert batch.images.shape == (3, 3, 6, 10)
     assert batch.images[2].flatten(1).std(dim=1).max() < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_what_a_terminal_or_a_scheduler_sends_to_all_processes_does_not_end_the_workers(class_folders, name):
+    batches = iter(Loader(open_split(class_folders, "train"), TRANSFORM, batch_size=1, workers=2))
+    next(batches)
+    workers = [child.pid for child in multiprocessing.active_children()]
+    assert len(workers) == 2
+    send = f"import os, signal; [os.kill(worker, signal.{name}) for worker in {workers}]"
+    subprocess.run([sys.executable, "-c", send], check=True)  # the parent itself could end them
+    assert len(list(batches)) == 6
+
+
+CRASH = """
+import torch
+from torch.utils.data import Dataset
+from repquant.data.loading import DecodedBatch, decode_ahead
+
+class Endless(Dataset):
+    def __len__(self):
+        return 10**6
+
+    def __getitem__(self, index):
+        return DecodedBatch(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), None, [])
+
+batches = iter(decode_ahead(Endless(), workers=2))
+next(batches)
+raise RuntimeError("crash")
+"""
+
+
+def test_the_workers_of_a_process_that_crashes_end_with_it():
+    done = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("RuntimeError: crash")
 
 
 def test_builtin_set():

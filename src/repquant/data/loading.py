@@ -1,6 +1,9 @@
 """Batches of normalized images from a source, in order."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -8,11 +11,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from repquant.data.datasets import ImageSource
 from repquant.data.decoding import UnreadableImageError
 from repquant.data.transforms import EvalTransform
 from repquant.errors import InputError
+
+# Sent to all processes of a terminal, a job or a torchrun: the main one decides what they mean, and needs its workers
+# until then. Where a process can't ask who sent a signal (macOS), SIGTERM ends the workers.
+_FOR_THE_MAIN_PROCESS = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
 
 
 @dataclass(frozen=True)
@@ -154,16 +162,27 @@ def decode_ahead(
         items: which ones; all when None.
         pin_memory: for the fastest way to a GPU.
     """
-    return DataLoader(
+    return _AheadLoader(
         batches,
         batch_size=None,  # an item of the dataset is a batch
         sampler=items,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # else every pass would advance torch's global random state
     )
+
+
+class _AheadLoader(DataLoader[DecodedBatch]):
+    """Starts its workers with the signals for the main process blocked: one may arrive before they can block it."""
+
+    def __iter__(self) -> _BaseDataLoaderIter:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_PROCESS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Slices(Dataset[DecodedBatch]):
@@ -193,9 +212,18 @@ def _pixels(source: ImageSource, transform: EvalTransform, index: int) -> Tensor
         raise UnreadableImageError(source.name(index), str(error)) from error
 
 
-def _leave_interrupts_to_the_main_process(_: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; the main one decides whether the batch is still wanted."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_main_process(_: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_PROCESS)
+    parent = multiprocessing.parent_process()
+    if parent and signal.SIGTERM in _FOR_THE_MAIN_PROCESS:
+        threading.Thread(target=_end_when_told_by, args=(parent.pid,), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    """A main process that crashes sends its workers a SIGTERM, and waits for them without end."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(decoded: Any) -> Any:
