@@ -36,6 +36,16 @@ def test_integer_model_is_exact_to_the_last_bit(engine, qdq_model, images):
     np.testing.assert_array_equal(engine(qdq_model.path)(images), qdq_model.reference(images))
 
 
+def test_quantizers_without_zero_point_are_unsigned(engine, qdq_model, images, tmp_path):
+    model = onnx.load(qdq_model.path)
+    for node in model.graph.node:
+        if len(node.input) == 3 and node.input[2] in ("activation_zero", "feature_zero"):  # uint8 0, the default
+            del node.input[2:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, tmp_path / "foreign.onnx")
+    np.testing.assert_array_equal(engine(tmp_path / "foreign.onnx")(images), qdq_model.reference(images))
+
+
 @pytest.mark.parametrize("model", ["float_model", "qdq_model"])
 def test_any_batch_size_in_one_session(engine, model, images, request):
     model = request.getfixturevalue(model)

@@ -9,10 +9,12 @@ TensorRT needs symmetric int8 with zero point 0, quantized after the ReLU. Neith
   of the float that is rounded: more activations land on the other side of a rounding border than on an unsigned grid.
 
 What follows a ReLU uses 0 to 127 only, so each gets an equal graph that it computes exactly: `quantize_before_relu` and
-`unsigned_after_relu`. No value changes.
+`unsigned_after_relu`. No value changes, also in files of other tools: a node stays as it is where others read what it
+gives, or where its grid is not written in the file as one scale and one zero point.
 """
 
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +27,16 @@ Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
 def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with Conv -> Q -> DQ -> Relu -> Q where there was Conv -> Relu -> Q on a symmetric signed grid.
 
-    Round and clip are monotonic and keep zero, so Q(ReLU(x)) = ReLU(Q(x)).
+    Round and clip are monotonic and keep zero, so Q(ReLU(x)) = ReLU(Q(x)). Only the quantizer may read the ReLU: to
+    anybody else it would give rounded values.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
     producers = {output: node for node in graph.node for output in node.output}
+    readers = Counter(_reads(graph))
     for relu, quantize in _symmetric_after_relu(graph):
         conv = producers.get(relu.input[0])
-        if conv is None or conv.op_type != "Conv":
+        if conv is None or conv.op_type != "Conv" or readers[relu.output[0]] > 1:
             continue
         grid = list(quantize.input[1:])
         before = f"{relu.input[0]}_before_relu"
@@ -50,11 +54,18 @@ def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
 def unsigned_after_relu(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with Clip(0, 127 scale) -> Q on uint8 where there was Relu -> Q on a symmetric signed grid.
 
-    The integers are the same: the clip is where the signed grid ends.
+    The integers are the same: the clip is where the signed grid ends. Only DequantizeLinear may read them, as
+    their type changes.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
-    found = _symmetric_after_relu(graph)
+    readers = Counter(_reads(graph))
+    dequantizers = _symmetric_dequantizers(graph)
+    found = [
+        (relu, quantize)
+        for relu, quantize in _symmetric_after_relu(graph)
+        if len(dequantizers[quantize.output[0]]) == readers[quantize.output[0]]
+    ]
     if not found:
         return model
     scales = {tensor.name: tensor for tensor in graph.initializer}
@@ -71,30 +82,63 @@ def unsigned_after_relu(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.initializer.append(numpy_helper.from_array(np.asarray(127 * scale, np.float32), highest))
         clip = helper.make_node("Clip", [relu.input[0], lowest, highest], [clipped])
         graph.node.insert(list(graph.node).index(quantize), clip)
-        for node in graph.node:
-            if node.op_type == "DequantizeLinear" and node.input[0] == quantize.output[0]:
-                node.input[0], node.input[2] = integers, zero_point
+        for node in dequantizers[quantize.output[0]]:
+            node.input[:] = [integers, node.input[1], zero_point]
         quantize.input[0], quantize.input[2], quantize.output[0] = clipped, zero_point, integers
+    readers = Counter(_reads(graph))
     for relu in {id(relu): relu for relu, _ in found}.values():
-        if not any(relu.output[0] in node.input for node in graph.node):
+        if not readers[relu.output[0]]:
             graph.node.remove(relu)
     return model
 
 
 def _symmetric_after_relu(graph: onnx.GraphProto) -> list[tuple[NodeProto, NodeProto]]:
-    """Return each ReLU with a quantizer behind it on int8 with zero point 0."""
+    """Return each ReLU with a quantizer behind it on int8 with one scale and zero point 0.
+
+    Without a zero point a quantizer gives uint8.
+    """
     producers = {output: node for node in graph.node for output in node.output}
-    symmetric = {
+    zeros = _int8_zeros(graph)
+    scales = {
         tensor.name
         for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.INT8 and not numpy_helper.to_array(tensor).any()
+        if tensor.data_type == onnx.TensorProto.FLOAT and not tensor.dims  # else one for each channel
     }
     pairs = [
         (producers.get(node.input[0]), node)
         for node in graph.node
-        if node.op_type == "QuantizeLinear" and node.input[2] in symmetric
+        if node.op_type == "QuantizeLinear" and node.input[1] in scales and zeros.issuperset(node.input[2:] or [""])
     ]
     return [(relu, quantize) for relu, quantize in pairs if relu is not None and relu.op_type == "Relu"]
+
+
+def _symmetric_dequantizers(graph: onnx.GraphProto) -> dict[str, list[NodeProto]]:
+    """Return the dequantizers without a zero point or with int8 0, by the name of the integers that they read."""
+    zeros = _int8_zeros(graph) | {""}
+    found: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and zeros.issuperset(node.input[2:]):
+            found[node.input[0]].append(node)
+    return found
+
+
+def _int8_zeros(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the constants that are one int8 0."""
+    return {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and not tensor.dims and not numpy_helper.to_array(tensor).any()
+    }
+
+
+def _reads(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the name of each tensor once for each of its readers: nodes, those of inner graphs too, and the outside."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _reads(attribute.g)
+    yield from (output.name for output in graph.output)
 
 
 def load_equal_graph(path: Path, rewrite: Rewrite) -> bytes:
