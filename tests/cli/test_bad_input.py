@@ -71,6 +71,7 @@ def assert_refused(result, tmp_path, *words):
         ({"arch": "RepVGG-A0"}, ["do not fit RepVGG-A0", "RepVGG-tiny"]),
         ({"arch": "RepVGG-A9"}, ["unknown architecture", "did you mean RepVGG-A"]),
         ({"weights": "missing.pth"}, ["missing.pth", "does not exist"]),
+        ({"weights": "missing.pth", "rounding": "learned"}, ["missing.pth", "does not exist"]),
         ({"calibration_images": 0}, ["0 calibration images", "at least 1"]),
         ({"calibration_images": 1000}, ["1000", "there are 24"]),
         ({"batch_size": 0}, ["batch size 0"]),

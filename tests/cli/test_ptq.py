@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from repquant.quant.reconstruct import _Results
+from repquant.quant.rounding_checkpoint import LearnedLayers
 from repquant.report.record import headline as headline_of
 from repquant.report.record import read_record
 from repquant.runtimes.cpu import int8_support
@@ -95,7 +95,7 @@ def test_learned_rounding_goes_on_where_it_was_interrupted(ptq, headline, tmp_pa
     whole = headline(out)["results"]
     shutil.rmtree(tmp_path / "run")
 
-    add = _Results.add
+    add = LearnedLayers.add
     learned = []
 
     def add_until_interrupted(self, name, result):
@@ -104,7 +104,7 @@ def test_learned_rounding_goes_on_where_it_was_interrupted(ptq, headline, tmp_pa
         if len(learned) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Results, "add", add_until_interrupted)
+    monkeypatch.setattr(LearnedLayers, "add", add_until_interrupted)
     status, _, _ = ptq(*options)
     assert status == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run.mse.rounding"]
@@ -115,6 +115,25 @@ def test_learned_rounding_goes_on_where_it_was_interrupted(ptq, headline, tmp_pa
     for key in ("agreement", "kl", "sqnr_db"):
         assert resumed[0][key] == whole[0][key]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_checkpoint_of_another_run_is_found_before_anything_is_learned(ptq, tmp_path, monkeypatch):
+    """That of the second calibrator alone, left behind by a run with other steps."""
+    options = ("--target", "onnxruntime", "--runtimes", "pytorch", "--rounding", "learned", "--calibrator")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LearnedLayers, "add", interrupt)
+        assert ptq(*options, "mse", "--reconstruction-steps", 4)[0] == 1
+    learned = []
+    monkeypatch.setattr(LearnedLayers, "add", lambda *what: learned.append(what))
+    status, _, err = ptq(*options, "max,mse", "--reconstruction-steps", 5)
+    assert status == 2
+    assert "run.mse.rounding is of another reconstruction, with other options" in err
+    assert learned == []
+    assert [path.name for path in tmp_path.iterdir()] == ["run.mse.rounding"]
 
 
 def test_activations_of_few_bits_are_simulated_and_nothing_is_exported(ptq, headline, tmp_path):

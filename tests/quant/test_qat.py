@@ -80,8 +80,9 @@ def test_the_exported_integers_are_those_that_training_saw(branches, images, met
         def hook(quantizer, inputs, rounded):
             kernel, bias, input_scale = inputs
             grid = quantizer.grid(kernel, bias, input_scale)
-            steps, bias_steps = rounded[0].detach() / per_output(grid.scale, kernel), rounded[1] / (
-                input_scale * grid.scale
+            steps, bias_steps = (
+                rounded[0].detach() / per_output(grid.scale, kernel),
+                rounded[1] / (input_scale * grid.scale),
             )
             assert torch.allclose(steps, steps.round(), atol=1e-3)
             seen[name] = steps.round().to(torch.int8), bias_steps.detach()

@@ -339,9 +339,17 @@ def test_a_file_that_is_no_checkpoint_is_refused(network, images, tmp_path):
 @PLAIN
 def test_a_checkpoint_that_cannot_be_written_is_found_out_at_the_start(network, images, tmp_path):
     steps = []
+    (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't write to"):
-        Setting(network, images).reconstruct(on_step=steps.append, checkpoint=tmp_path / "missing" / "file")
+        Setting(network, images).reconstruct(on_step=steps.append, checkpoint=tmp_path / "file" / "checkpoint")
     assert not steps
+
+
+@PLAIN
+def test_the_folder_of_a_checkpoint_is_made(network, images, tmp_path):
+    file = tmp_path / "a" / "b" / "checkpoint"
+    Setting(network, images).reconstruct(checkpoint=file)
+    assert file.is_file()
 
 
 @PLAIN

@@ -58,9 +58,10 @@ def run(options: Options) -> None:
         weights_path,
     )
     from repquant.cli.proof import prove, tell
-    from repquant.cli.quantizing import calibrate, quantize
+    from repquant.cli.quantizing import calibrate, check_checkpoints, quantize
     from repquant.numerics.ranges import CALIBRATORS
     from repquant.quant.calibrate import activation_ranges
+    from repquant.quant.convert import Range
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
     from repquant.runtimes.available import ENGINES, require
 
@@ -73,11 +74,9 @@ def run(options: Options) -> None:
     method = open_method(options, target)
     output = Path(options.output)
     checkpoints = {}
-    if method.rounding == "learned":
+    if method.rounding == "learned" and options.rounding_images > 0:
         # Beside the output folder, which appears only at the end: what has been learned survives an interruption.
         checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
-        output.parent.mkdir(parents=True, exist_ok=True)
-        say(f"finished layers are kept in {output}.*.rounding: the same command goes on from there")
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         model = load_deploy_network(options)
@@ -86,23 +85,31 @@ def run(options: Options) -> None:
         kept = kept_names(options)
 
         calibrated = calibrate(model, method, target, calibration, kept)
-        quantized: dict[str, torch.nn.Module] = {}
+        ranges: dict[str, dict[str, Range]] = {}
         search_seconds = {}
-        started = perf_counter()
         for calibrator in calibrators:
             search_started = perf_counter()
-            ranges = activation_ranges(calibrator, calibrated.histograms, target, percentile=options.percentile)
-            search_seconds[calibrator] = perf_counter() - search_started
-            quantized[calibrator] = quantize(
-                calibrated.model, ranges, target, method, calibration, kept, calibrator, checkpoints.get(calibrator)
+            ranges[calibrator] = activation_ranges(
+                calibrator, calibrated.histograms, target, percentile=options.percentile
             )
-        quantize_seconds = perf_counter() - started
-        rounding_seconds = (quantize_seconds - sum(search_seconds.values())) / len(calibrators)
+            search_seconds[calibrator] = perf_counter() - search_started
+        started = perf_counter()
+        if checkpoints and calibration.rounding:
+            check_checkpoints(calibrated.model, ranges, target, method, calibration.rounding, kept, checkpoints)
+            say(f"finished layers are kept in {output}.*.rounding: the same command goes on from there")
+        quantized: dict[str, torch.nn.Module] = {
+            name: quantize(
+                calibrated.model, ranges[name], target, method, calibration, kept, name, checkpoints.get(name)
+            )
+            for name in calibrators
+        }
+        rounding_seconds = perf_counter() - started
+        rounding = method.rounding if calibration.rounding else "nearest"
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
         cost = (
             f"equalization {method.equalization}: {calibrated.prepare_seconds:.1f} s; calibration: one pass over "
             f"{calibration.ranges.images} images {calibrated.collect_seconds:.1f} s; searches: {searches}; "
-            f"rounding {method.rounding if calibration.rounding else 'nearest'}: {rounding_seconds:.1f} s a calibrator"
+            f"rounding {rounding}: {rounding_seconds / len(calibrators):.1f} s a calibrator"
         )
         say(cost)
 
@@ -132,7 +139,7 @@ def run(options: Options) -> None:
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             float_row=proof.float_row,
             results=proof.rows,
-            work_seconds=calibrated.prepare_seconds + calibrated.collect_seconds + quantize_seconds,
+            work_seconds=calibrated.seconds + sum(search_seconds.values()) + rounding_seconds,
         )
         write_record(record, folder / "result.json")
     for checkpoint in checkpoints.values():

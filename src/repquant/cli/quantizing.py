@@ -12,6 +12,7 @@ from repquant.cli.console import progress, say
 
 if TYPE_CHECKING:
     from repquant.cli.inputs import Calibration
+    from repquant.data.loading import Loader
     from repquant.models.network import RepVGG
     from repquant.numerics.histogram import Histogram
     from repquant.quant.convert import Range
@@ -27,6 +28,11 @@ class Calibrated:
     histograms: Mapping[str, Histogram]
     prepare_seconds: float
     collect_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Of both."""
+        return self.prepare_seconds + self.collect_seconds
 
 
 def calibrate(
@@ -49,6 +55,38 @@ def calibrate(
         images = (batch.images for batch in calibration.ranges)
         histograms = collect_histograms(model, images, kept, on_batch=advance)
     return Calibrated(model, histograms, prepared - started, perf_counter() - prepared)
+
+
+def check_checkpoints(
+    model: RepVGG,
+    ranges: Mapping[str, Mapping[str, Range]],
+    target: Target,
+    method: PtqMethod,
+    rounding: Loader,
+    kept: Collection[str],
+    checkpoints: Mapping[str, Path],
+) -> None:
+    """Refuse a checkpoint of another run before anything is learned, of whichever calibrator it is.
+
+    Args:
+        model: from `calibrate`.
+        ranges: of each calibrator.
+        target, method, kept: as for `quantize`.
+        rounding: the images that rounding is learned on.
+        checkpoints: files of the calibrators; they need not exist.
+
+    Raises:
+        InputError: a file is damaged, or was written for other arguments.
+    """
+    import torch
+
+    from repquant.quant.ptq import check_rounding_checkpoint
+
+    existing = {calibrator: path for calibrator, path in checkpoints.items() if path.exists()}
+    if existing:
+        images = torch.cat([batch.images for batch in rounding])
+        for calibrator, path in existing.items():
+            check_rounding_checkpoint(model, ranges[calibrator], target, method, images, kept, path)
 
 
 def quantize(

@@ -21,6 +21,7 @@ from repquant.quant.convert import Layer, Range, quantization_points, quantize_m
 from repquant.quant.equalize import EQUALIZATIONS, Equalization, equalize
 from repquant.quant.feedback import round_weights
 from repquant.quant.reconstruct import ReconstructionOptions, reconstruct
+from repquant.quant.rounding_checkpoint import fingerprint, load_layers
 from repquant.quant.target import Target
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -125,6 +126,26 @@ def quantize(
     else:
         rounded = reconstruct(model, nearest, images, method.reconstruction, on_step=on_progress, checkpoint=checkpoint)
     return quantize_model(rounded.model, ranges, target, keep_float, rounded.weight_grids)
+
+
+def check_rounding_checkpoint(
+    model: nn.Module,
+    ranges: Mapping[str, Range],
+    target: Target,
+    method: PtqMethod,
+    images: Tensor,
+    keep_float: Collection[str],
+    checkpoint: Path,
+) -> None:
+    """Refuse a checkpoint of another run, at once and not when `quantize` comes to it.
+
+    The arguments are those of `quantize`, with all images (N, 3, H, W) in one batch.
+
+    Raises:
+        InputError: the file is damaged, or was written for other arguments.
+    """
+    nearest = quantize_model(model, ranges, target, keep_float)
+    load_layers(checkpoint, fingerprint(model, nearest, images, method.reconstruction))
 
 
 def progress_total(model: nn.Module, method: PtqMethod, images: int, keep_float: Collection[str] = ()) -> int:

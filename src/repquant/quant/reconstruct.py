@@ -18,20 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from repquant.atomic import replace_file
 from repquant.errors import InputError
 from repquant.models.blocks import DeployBlock
 from repquant.numerics.adaround import LayerRows, RoundingOptions, learn_rounding
 from repquant.numerics.affine import Grid, dequantize
 from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.quant.convert import Layer, layer_pairs
-from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from repquant.quant.rounded import Rounded
+from repquant.quant.rounding_checkpoint import LearnedLayer, LearnedLayers, fingerprint
 from repquant.quant.sampling import inputs_at, maps
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -94,8 +92,8 @@ def reconstruct(
         images: (N, 3, H, W) calibration images; 256 to 512 are enough.
         options: how to learn.
         on_step: called with the number of steps done since the last call, those of a checkpoint's layers included.
-        checkpoint: file that gets each finished layer. If it exists, the run goes on after the layers in it, with the
-            same result as without interruption.
+        checkpoint: file that gets each finished layer; its folder is made. If the file exists, the run goes on after
+            the layers in it, with the same result as without interruption.
 
     Raises:
         InputError: models that do not fit each other, images that are no batch, gains on per-tensor grids, or a
@@ -103,10 +101,10 @@ def reconstruct(
     """
     layers = _pair_layers(model, quantized)
     _check(layers, images, options)
-    results = _Results(checkpoint, lambda: _fingerprint(model, quantized, images, options))
-    if results.layers:
-        on_step(options.steps * len(results.layers))
-    waiting = {name: pair for name, pair in layers.items() if name not in results.layers}
+    learned = LearnedLayers(checkpoint, lambda: fingerprint(model, quantized, images, options))
+    if learned.layers:
+        on_step(options.steps * len(learned.layers))
+    waiting = {name: pair for name, pair in layers.items() if name not in learned.layers}
     if waiting:
         samples = _observe(model, waiting, images, options)
         before_relu = _convolutions_before_relu(model) if options.granularity == "block" else frozenset()
@@ -115,20 +113,11 @@ def reconstruct(
             pair, sample = layers[name], samples.pop(name, None)
             if sample is not None:
                 rows = sample.rows(x, relu=name in before_relu)
-                results.add(name, _learn(name, pair, rows, options, on_step))
-            return pair.quantized_with(results.layers[name])
+                learned.add(name, _learn(name, pair, rows, options, on_step))
+            return pair.quantized_with(learned.layers[name])
 
         _run(quantized, {pair.quantized: partial(learn_in_flight, name) for name, pair in layers.items()}, images)
-    return _rounded(model, layers, results.layers)
-
-
-@dataclass(frozen=True)
-class _Result:
-    """Integers (O, ...) int8, the scale of their grid, and the float bias of a layer."""
-
-    integers: Tensor
-    scale: Tensor
-    bias: Tensor | None
+    return _rounded(model, layers, learned.layers)
 
 
 @dataclass(frozen=True)
@@ -138,14 +127,14 @@ class _Pair:
     floating: Layer
     quantized: QuantizedLayer
 
-    def nearest(self) -> _Result:
+    def nearest(self) -> LearnedLayer:
         integers = self.quantized.integers
-        return _Result(integers.weight, integers.weight_grid.scale, integers.float_bias())
+        return LearnedLayer(integers.weight, integers.weight_grid.scale, integers.float_bias())
 
-    def grid_with(self, result: _Result) -> Grid:
+    def grid_with(self, result: LearnedLayer) -> Grid:
         return replace(self.quantized.integers.weight_grid, scale=result.scale)
 
-    def floating_with(self, result: _Result) -> Layer:
+    def floating_with(self, result: LearnedLayer) -> Layer:
         layer = copy.deepcopy(self.floating)
         layer.weight.copy_(dequantize(result.integers, self.grid_with(result)))
         if layer.bias is not None:
@@ -153,7 +142,7 @@ class _Pair:
             layer.bias.copy_(result.bias)
         return layer
 
-    def quantized_with(self, result: _Result) -> QuantizedLayer:
+    def quantized_with(self, result: LearnedLayer) -> QuantizedLayer:
         make = QuantizedConv2d if isinstance(self.quantized, QuantizedConv2d) else QuantizedLinear
         inputs = self.quantized.input
         scale, zero_point = torch.tensor(inputs.scale), torch.tensor(inputs.zero_point, dtype=torch.int32)
@@ -262,14 +251,14 @@ def _observe(
     return samples
 
 
-def _learn(name: str, pair: _Pair, rows: LayerRows, options: ReconstructionOptions, on_step: Progress) -> _Result:
+def _learn(name: str, pair: _Pair, rows: LayerRows, options: ReconstructionOptions, on_step: Progress) -> LearnedLayer:
     layer, grid = pair.floating, pair.quantized.integers.weight_grid
     counts = grid.step_counts(layer.weight).flatten(1)
     seed = hashlib.sha256(f"{options.seed}/{name}".encode()).digest()  # of its own, whichever layers came before
     generator = torch.Generator().manual_seed(int.from_bytes(seed[:8]))
     found = learn_rounding(rows, counts, grid.scale, layer.bias, grid.scheme, options, generator, on_step)
     scale = grid.scale * found.gain if options.affine else grid.scale
-    return _Result(found.integers.reshape(layer.weight.shape), scale, found.bias)
+    return LearnedLayer(found.integers.reshape(layer.weight.shape), scale, found.bias)
 
 
 class _InFlight(nn.Module):
@@ -302,78 +291,8 @@ def _run(
     work(images)
 
 
-def _rounded(model: ModuleT, layers: Mapping[str, _Pair], results: Mapping[str, _Result]) -> Rounded[ModuleT]:
+def _rounded(model: ModuleT, layers: Mapping[str, _Pair], results: Mapping[str, LearnedLayer]) -> Rounded[ModuleT]:
     # A layer that the images do not reach is rounded to nearest.
     chosen = {name: results.get(name) or pair.nearest() for name, pair in layers.items()}
     memo = {id(pair.floating): pair.floating_with(chosen[name]) for name, pair in layers.items()}
     return Rounded(copy.deepcopy(model, memo), {name: pair.grid_with(chosen[name]) for name, pair in layers.items()})
-
-
-class _Results:
-    """The results of finished layers by name, and the file, if any, that keeps them with the arguments' hashes."""
-
-    def __init__(self, path: Path | None, fingerprint: Callable[[], dict[str, str]]) -> None:
-        self.layers: dict[str, _Result] = {}
-        self._path = path
-        if path is None:
-            return
-        self._fingerprint = fingerprint()
-        if path.exists():
-            self._load(path)
-        else:
-            self._save(path)  # a path that can't be written is found out before the work is done
-
-    def add(self, name: str, result: _Result) -> None:
-        """Add the result of a layer; it is in the file afterwards."""
-        self.layers[name] = result
-        if self._path is not None:
-            self._save(self._path)
-
-    def _save(self, path: Path) -> None:
-        results = [(f"{name}/{part}", x) for name, layer in self.layers.items() for part, x in vars(layer).items()]
-        tensors = {key: x.contiguous() for key, x in results if x is not None}
-        metadata = {**self._fingerprint, "results": _digest(tensors)}
-        with replace_file(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata)
-
-    def _load(self, path: Path) -> None:
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                started_with = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
-            if started_with.get("results") != _digest(tensors):
-                raise OSError("its checksum is wrong")
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"{path} is damaged or no checkpoint of a reconstruction ({error})") from error
-        others = ", ".join(name for name, value in self._fingerprint.items() if started_with.get(name) != value)
-        if others:
-            raise InputError(
-                f"checkpoint {path} is of another reconstruction, with other {others}; give what it was started with, "
-                "or another file, or remove it to start from the beginning"
-            )
-        for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors):
-            parts = (tensors[f"{name}/integers"], tensors[f"{name}/scale"], tensors.get(f"{name}/bias"))
-            self.layers[name] = _Result(*parts)
-
-
-def _fingerprint(
-    model: nn.Module, quantized: nn.Module, images: Tensor, options: ReconstructionOptions
-) -> dict[str, str]:
-    modules = list(quantized.modules())
-    inputs = [(x.scale, x.zero_point, x.scheme) for x in modules if isinstance(x, FakeQuantize)]
-    weights = [x.integers.weight_grid.scheme for x in modules if isinstance(x, QuantizedLayer)]
-    return {
-        "options": repr(options),
-        "model": _digest(model.state_dict(), repr(model)),
-        "grids": _digest(quantized.state_dict(), f"{quantized} {inputs} {weights}"),
-        "images": _digest({"images": images}),
-    }
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """Return the SHA-256 of a text and of tensors with their names."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
