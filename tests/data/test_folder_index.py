@@ -9,30 +9,31 @@ from repquant.data import folder_index, index_cache
 from repquant.data.datasets import open_split
 from repquant.data.folder_index import index_class_folders
 
-OLD = time.time() - 3600
+HOUR = 3600
 
 
 @pytest.fixture
 def caches(tmp_path, monkeypatch) -> Path:
-    """The user's cache folder; sets of any size are cached."""
+    """The user's cache folder; sets of any size are cached. It is an hour after all that the test does."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setattr(index_cache, "LEAST_IMAGES", 1)
+    monkeypatch.setattr(index_cache, "time_ns", lambda: time.time_ns() + HOUR * 10**9)
     return tmp_path / "caches" / "repquant"
 
 
 @pytest.fixture
 def split(tmp_path) -> Path:
-    """Classes a (two images and a text), b (one image) and c (empty), all changed an hour ago."""
+    """Classes a (two images and a text), b (one image) and c (empty), all modified an hour ago."""
     split = tmp_path / "data" / "train"
     for name in ("a/1.JPEG", "a/2.JPEG", "a/notes.txt", "b/1.JPEG"):
         (split / name).parent.mkdir(parents=True, exist_ok=True)
         (split / name).touch()
     (split / "c").mkdir()
-    age(split)
+    set_time(split, time.time() - HOUR)
     return split
 
 
-def age(split: Path, seconds: float = OLD) -> None:
+def set_time(split: Path, seconds: float) -> None:
     for folder in split.iterdir():
         os.utime(folder, (seconds, seconds))
 
@@ -64,7 +65,7 @@ def test_the_second_time_nothing_is_listed(caches, split, listed):
     assert listed == ["a", "b", "c"]
     assert contents(split) == EXPECTED
     assert listed == ["a", "b", "c"]
-    assert [file.name[:9] for file in caches.iterdir()] == ["folder-1-"]
+    assert [file.name[:9] for file in caches.iterdir()] == ["folder-2-"]
     assert sorted(entry.name for entry in split.iterdir()) == ["a", "b", "c"]
 
 
@@ -85,6 +86,18 @@ def test_only_the_folder_that_changed_is_listed_again(caches, split, listed, cha
     assert listed == ["b"]
 
 
+def test_a_copy_that_restores_the_time_of_a_folder_is_noticed(caches, split, listed):
+    """As rsync -a and tar do."""
+    contents(split)
+    before = (split / "b").stat()
+    time.sleep(0.05)  # longer than a tick of the file system's clock
+    (split / "b/0.JPEG").touch()
+    os.utime(split / "b", ns=(before.st_atime_ns, before.st_mtime_ns))
+    listed.clear()
+    assert contents(split)[0] == ["a/1.JPEG", "a/2.JPEG", "b/0.JPEG", "b/1.JPEG"]
+    assert listed == ["b"]
+
+
 def test_classes_come_and_go(caches, split, listed):
     contents(split)
     (split / "aa").mkdir()
@@ -100,7 +113,7 @@ def test_classes_come_and_go(caches, split, listed):
 
 
 def test_a_folder_that_changed_just_now_is_listed_again(caches, split, listed):
-    now = time.time()
+    now = time.time() + HOUR
     os.utime(split / "b", (now, now))
     contents(split)
     (split / "b/0.JPEG").touch()
@@ -110,8 +123,16 @@ def test_a_folder_that_changed_just_now_is_listed_again(caches, split, listed):
     assert listed == ["b"]
 
 
+def test_a_folder_with_an_old_time_that_was_set_just_now_is_listed_again(caches, split, listed, monkeypatch):
+    monkeypatch.setattr(index_cache, "time_ns", time.time_ns)
+    contents(split)
+    listed.clear()
+    assert contents(split) == EXPECTED
+    assert listed == ["a", "b", "c"]
+
+
 def test_a_clock_that_runs_ahead_is_not_relied_on(caches, split, listed):
-    age(split, time.time() + 3600)
+    set_time(split, time.time() + 2 * HOUR)
     contents(split)
     listed.clear()
     assert contents(split) == EXPECTED
@@ -168,7 +189,7 @@ def test_a_full_disk_is_done_without(caches, split, monkeypatch):
 
 
 def test_two_splits_have_two_caches_and_the_home_folder_is_the_default(caches, split, tmp_path, monkeypatch):
-    train, val = index_cache.cache_file(split, "folder-1"), index_cache.cache_file(split.with_name("val"), "folder-1")
+    train, val = (index_cache.cache_file(each, "folder-1") for each in (split, split.with_name("val")))
     assert train != val
     assert index_cache.cache_file(split / ".." / "train", "folder-1") == train
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -183,8 +204,6 @@ def test_a_small_set_leaves_no_file(class_folders, tmp_path, monkeypatch):
 
 
 def test_a_source_from_the_cache_is_that_from_the_folder(caches, class_folders, listed):
-    for split in ("train", "val"):
-        age(class_folders / split)
     first, second = open_split(class_folders, "train"), open_split(class_folders, "train")
     assert [first.name(i) for i in range(7)] == [second.name(i) for i in range(7)]
     assert [second.label(i) for i in range(7)] == [0, 0, 0, 0, 1, 1, 1]

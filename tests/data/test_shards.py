@@ -1,5 +1,7 @@
+import os
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -128,10 +130,13 @@ def test_the_builtin_set_is_written_as_png(tmp_path):
         assert source.label(index) == Ten("val").label(index)
 
 
-def test_the_headers_are_read_once(shards, tmp_path, monkeypatch):
+@pytest.fixture
+def opened(tmp_path, monkeypatch) -> list[str]:
+    """Names of the shards whose headers were read, in order. Any are cached, and it is an hour later."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setattr(index_cache, "LEAST_IMAGES", 1)
-    opened = []
+    monkeypatch.setattr(index_cache, "time_ns", lambda: time.time_ns() + 3600 * 10**9)
+    opened: list[str] = []
     real = tarfile.open
 
     def record(path, *arguments):
@@ -139,6 +144,10 @@ def test_the_headers_are_read_once(shards, tmp_path, monkeypatch):
         return real(path, *arguments)
 
     monkeypatch.setattr(tarfile, "open", record)
+    return opened
+
+
+def test_the_headers_are_read_once(shards, opened):
     first, second = open_split(shards, "train"), open_split(shards, "train")
     assert opened == ["000000.tar", "000001.tar", "000002.tar"]
     assert [second.read_bytes(index) for index in range(7)] == [first.read_bytes(index) for index in range(7)]
@@ -149,6 +158,27 @@ def test_the_headers_are_read_once(shards, tmp_path, monkeypatch):
     assert opened[3:] == ["000001.tar"]
     assert [third.name(index) for index in range(len(third))][3:] == [
         "000001.tar/00000006.webp", "000002.tar/00000006.webp"]  # fmt: skip
+
+
+def test_a_shard_of_the_same_size_and_time_with_other_content_is_read_again(shards, opened):
+    open_split(shards, "train")
+    shard = shards / "train/000000.tar"
+    before, content = shard.stat(), bytearray(shard.read_bytes())
+    with tarfile.open(shard) as archive:
+        content[archive.getmember("00000001.cls").offset_data] = ord("1")
+    time.sleep(0.05)  # longer than a tick of the file system's clock
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    opened.clear()
+    assert open_split(shards, "train").label(1) == 1
+    assert opened == ["000000.tar"]
+
+
+def test_a_shard_that_was_written_just_now_is_read_again(shards, opened, monkeypatch):
+    monkeypatch.setattr(index_cache, "time_ns", time.time_ns)
+    for _ in range(2):
+        open_split(shards, "train")
+    assert opened == ["000000.tar", "000001.tar", "000002.tar"] * 2
 
 
 def message(data: Path, split: str = "train") -> str:

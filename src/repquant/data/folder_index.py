@@ -1,11 +1,10 @@
 """Which images a folder of class folders holds: listed once, and listed again only where a class folder changed.
 
-ImageNet has 1.3 million files in 1,000 folders. Adding, removing or renaming a file sets the time of its folder, so
-1,000 such times say whether the listing of the last run still holds.
+ImageNet has 1.3 million files in 1,000 folders. Adding, removing or renaming a file sets the times of its folder, so
+the stamps of 1,000 folders say whether the listing of the last run still holds.
 """
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,6 @@ from repquant.data.packed_names import PackedNames
 from repquant.errors import InputError
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-# A folder that changed a moment before it was listed may change again within the same tick of the file system's clock
-# (2 s on FAT), which its time would not show.
-_SETTLED_NS = 2_000_000_000
 
 
 class Listing(NamedTuple):
@@ -49,7 +44,7 @@ class FolderIndex:
 
 
 class _ClassFolder(NamedTuple):
-    modified: int  # ns; -1 where it was too recent to be relied on
+    stamp: index_cache.Stamp | None
     names: PackedNames
     other_files: int
 
@@ -89,7 +84,7 @@ def index_class_folders(folder: Path, classes: Sequence[str]) -> FolderIndex:
     Raises:
         InputError: a class folder can't be listed.
     """
-    file = index_cache.cache_file(folder, "folder-1")
+    file = index_cache.cache_file(folder, "folder-2")
     known = _load(file)
     listed = {name: _class_folder(folder, name, known.get(name)) for name in classes}
     names = PackedNames.concatenate([each.names for each in listed.values()])
@@ -102,20 +97,19 @@ def index_class_folders(folder: Path, classes: Sequence[str]) -> FolderIndex:
 
 def _class_folder(folder: Path, name: str, known: _ClassFolder | None) -> _ClassFolder:
     try:
-        modified = (folder / name).stat().st_mtime_ns
+        stamp = index_cache.stamp(folder / name)
     except OSError as error:
         raise InputError(f"can't list {folder / name}: {error.strerror}") from error
-    if known is not None and known.modified == modified:
+    if known is not None and known.stamp == stamp:
         return known
-    settled = time.time_ns() - modified > _SETTLED_NS
     listing = list_folder(folder / name)
     names = PackedNames.pack(f"{name}/{image}" for image in listing.images)
-    return _ClassFolder(modified if settled else -1, names, len(listing.other_files))
+    return _ClassFolder(stamp, names, len(listing.other_files))
 
 
 def _store(file: Path, listed: Mapping[str, _ClassFolder], names: PackedNames) -> None:
     classes = PackedNames.pack(listed)
-    folders = [(each.modified, len(each.names), each.other_files) for each in listed.values()]
+    folders = [(*(each.stamp or index_cache.UNSETTLED), len(each.names), each.other_files) for each in listed.values()]
     arrays: index_cache.Arrays = {
         "names": names.content,
         "name_starts": names.starts,
@@ -133,11 +127,13 @@ def _load(file: Path) -> dict[str, _ClassFolder]:
     try:
         names = PackedNames(arrays["names"], arrays["name_starts"])
         classes = PackedNames(arrays["classes"], arrays["class_starts"])
-        modified, counts, other_files = arrays["folders"].T.tolist()
+        *stamps, counts, other_files = arrays["folders"].T.tolist()
         stops = np.cumsum(counts).tolist()
         return {
-            name: _ClassFolder(modified[i], names.part(stops[i] - counts[i], stops[i]), other_files[i])
-            for i, name in enumerate(classes)
+            name: _ClassFolder(stamp, names.part(stop - count, stop), others)
+            for name, stamp, stop, count, others in zip(
+                classes, zip(*stamps, strict=True), stops, counts, other_files, strict=True
+            )
         }
     except (KeyError, ValueError, IndexError):
         return {}

@@ -8,8 +8,7 @@ The library itself reads shards as streams: every worker takes whole files, and 
 each of several processes and its continuation after an interruption are lost (its indexed reader, wids, is no longer
 part of the package). Here the headers are read once, with the standard library, and cached; afterwards every image
 is one read at its offset. So shards are a source like any other, and no image is lost or doubled whatever the number
-of workers and processes. `repquant.data.shard_writing` writes
-them with the library.
+of workers and processes. `repquant.data.shard_writing` writes them with the library.
 """
 
 import json
@@ -81,9 +80,9 @@ class ShardSource:
 
 
 class _Shard(NamedTuple):
-    """The images of one shard; `stamp` is its time of change in ns and its size in bytes."""
+    """The images of one shard."""
 
-    stamp: tuple[int, int]
+    stamp: index_cache.Stamp | None
     members: PackedNames
     entries: NDArray[np.int64]  # (N, 3): offset, size, label
 
@@ -99,7 +98,7 @@ def open_shards(folder: Path, shards: Sequence[str]) -> ShardSource:
         InputError: a shard is damaged, a key has two images, some images have labels and some have none, or a label
             is not a class in `classes.txt`.
     """
-    file = index_cache.cache_file(folder, "shards-1")
+    file = index_cache.cache_file(folder, "shards-2")
     known = _load(file)
     listed = {name: _index(folder / name, known.get(name)) for name in shards}
     members = PackedNames.concatenate([each.members for each in listed.values()])
@@ -143,8 +142,7 @@ def _with_labels(source: ShardSource, labels: NDArray[np.int64]) -> ShardSource:
 
 def _index(path: Path, known: _Shard | None) -> _Shard:
     try:
-        status = path.stat()
-        stamp = status.st_mtime_ns, status.st_size
+        stamp = index_cache.stamp(path)
         if known is not None and known.stamp == stamp:
             return known
         images, labels = _read_headers(path)
@@ -219,7 +217,7 @@ def _store(file: Path, listed: Mapping[str, _Shard], members: PackedNames, entri
     if len(members) < index_cache.LEAST_IMAGES:
         return
     names = PackedNames.pack(listed)
-    shards = [(*each.stamp, len(each.members)) for each in listed.values()]
+    shards = [(*(each.stamp or index_cache.UNSETTLED), len(each.members)) for each in listed.values()]
     arrays: index_cache.Arrays = {
         "members": members.content,
         "member_starts": members.starts,
@@ -238,10 +236,11 @@ def _load(file: Path) -> dict[str, _Shard]:
     try:
         members = PackedNames(arrays["members"], arrays["member_starts"])
         names = PackedNames(arrays["names"], arrays["name_starts"])
-        stops = list(accumulate(arrays["shards"][:, 2].tolist(), initial=0))
+        *stamps, counts = arrays["shards"].T.tolist()
+        stops = list(accumulate(counts, initial=0))
         return {
             name: _Shard(
-                tuple(arrays["shards"][i, :2].tolist()),
+                tuple(column[i] for column in stamps),
                 members.part(stops[i], stops[i + 1]),
                 arrays["entries"][stops[i] : stops[i + 1]],
             )
