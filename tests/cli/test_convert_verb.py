@@ -1,6 +1,8 @@
 import pytest
+import torch
 
-from repquant.models.checkpoints import load_model
+from repquant.models.checkpoints import load_model, load_tensors
+from repquant.models.reparam import reparameterize
 
 
 @pytest.fixture
@@ -29,6 +31,60 @@ def test_branches_can_not_be_recovered(convert, tmp_path):
     status, err = convert(weights=tmp_path / "deploy.pth", form="training")
     assert status == 2
     assert "the branches can't be recovered; use --form deploy" in err
+
+
+@pytest.fixture
+def changed_weights(weights, tmp_path):
+    """Save the checkpoint with some tensors filled with one value each."""
+
+    def save(values):
+        tensors = load_tensors(weights)
+        for name, value in values.items():
+            tensors[name].fill_(value)
+        torch.save(tensors, tmp_path / "changed.pth")
+        return tmp_path / "changed.pth"
+
+    return save
+
+
+def test_a_network_that_says_nothing_is_converted(convert, changed_weights, tmp_path):
+    status, err = convert(weights=changed_weights({"linear.weight": 0, "linear.bias": 0}))
+    assert status == 0, err
+    assert "logits differ by 0.0e+00 of the largest" in err
+    assert (tmp_path / "model.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stage0.rbr_dense.bn.running_var": -1}, "changed.pth gives logits that are NaN or infinite"),
+        ({"stage0.rbr_dense.bn.weight": 3e38}, "float32 can't hold its branches as one kernel"),
+    ],
+)
+def test_logits_that_are_no_numbers_are_found_before_anything_is_written(
+    convert, changed_weights, tmp_path, values, message
+):
+    status, err = convert(weights=changed_weights(values))
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "model.pth").exists()
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1 + 1e-5, 0), (1.01, 2)])
+def test_forms_that_differ_by_more_than_float32_explains_are_not_written(
+    convert, tmp_path, monkeypatch, factor, status
+):
+    def imprecise(model):
+        deploy = reparameterize(model)
+        deploy.head.weight.data.mul_(factor)
+        return deploy
+
+    monkeypatch.setattr("repquant.models.reparam.reparameterize", imprecise)
+    found, err = convert()
+    assert found == status, err
+    assert (tmp_path / "model.pth").exists() == (status == 0)
+    assert ("one kernel. Nothing was written; --form training keeps the branches" in err) == (status == 2)
 
 
 @pytest.mark.parametrize(

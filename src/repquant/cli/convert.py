@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import ModelOptions, option
 from repquant.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_DIFFERENCE = 1e-3
+"""Of the largest logit. Kernels in float32 differ by about 1e-6; this much would show in the accuracy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +53,7 @@ def run(options: Options) -> None:
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.inference_mode():
         expected, found = (copy.deepcopy(network).double()(images) for network in (model, converted))
-    difference = float((expected - found).abs().max() / expected.abs().max())
+    difference = _difference(options.weights, expected, found)
     save_model(converted, output, dialect)
     say(f"{options.arch}: {model.form} -> {converted.form}, logits differ by {difference:.1e} of the largest")
     finish(
@@ -59,3 +66,25 @@ def run(options: Options) -> None:
             "file_bytes": output.stat().st_size,
         }
     )
+
+
+def _difference(weights: str, expected: Tensor, found: Tensor) -> float:
+    """Return the largest difference between the two forms' logits, in units of the largest logit.
+
+    Raises:
+        InputError: the checkpoint's own logits are no numbers, or the two differ by more than float32 explains.
+    """
+    if not expected.isfinite().all():
+        raise InputError(
+            f"{weights} gives logits that are NaN or infinite for an image of noise; check it, for example for running "
+            "variances below 0"
+        )
+    gap, largest = float((expected - found).abs().max()), float(expected.abs().max())
+    if gap == 0:  # also where all logits are 0
+        return 0.0
+    if not gap <= MAX_DIFFERENCE * largest:  # also NaN
+        raise InputError(
+            f"the logits of {weights} in deploy form are {gap:.1e} off, of up to {largest:.1e}: float32 can't hold its "
+            "branches as one kernel. Nothing was written; --form training keeps the branches"
+        )
+    return gap / largest
