@@ -46,3 +46,34 @@ def training_network():
 @pytest.fixture
 def images():
     return torch.randn(8, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+
+
+class Three(torch.nn.Module):
+    """Three layers; the one in the middle may be used twice."""
+
+    def __init__(self, uses=1):
+        super().__init__()
+        self.first, self.middle, self.last = (torch.nn.Conv2d(channels, 4, 1) for channels in (3, 4, 4))
+        self.uses = uses
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        for _ in range(self.uses):
+            x = torch.relu(self.middle(x))
+        return self.last(x)
+
+
+@pytest.fixture
+def twice():
+    """A network that uses a layer twice."""
+    torch.manual_seed(0)
+    return Three(uses=2).eval()
+
+
+@pytest.fixture
+def tied():
+    """A network in which two layers have one weight."""
+    torch.manual_seed(0)
+    network = Three().eval()
+    network.last.weight = network.middle.weight
+    return network

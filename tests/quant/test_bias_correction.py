@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from repquant.errors import InputError
 from repquant.quant.bias_correction import correct_biases
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_names, quantize_model
@@ -74,3 +75,10 @@ def test_layers_without_bias_stay(images):
     corrected = correct_biases(model, quantize(model, images), [images])
     assert corrected[0].bias is None
     assert torch.equal(corrected[0].weight, model[0].weight)
+
+
+def test_a_layer_in_two_places_is_refused(images, twice, tied):
+    with pytest.raises(InputError, match="layer middle is used more than once"):
+        correct_biases(twice, quantize(twice, images), [images])
+    with pytest.raises(InputError, match="layers middle and last share their weight"):
+        correct_biases(tied, quantize(tied, images), [images])

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from repquant.errors import InputError
+from repquant.models.blocks import SqueezeExcite
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
 from repquant.quant.equalize import EQUALIZATIONS, apply_scales, equalize, find_chain
@@ -74,6 +75,24 @@ def test_a_shared_layer_is_refused():
     conv = nn.Conv2d(3, 3, 1)
     with pytest.raises(InputError, match="layer 0 is used 2 times"):
         find_chain(chain(conv, nn.ReLU(), conv))
+
+
+def test_a_shared_squeeze_and_excite_block_is_refused():
+    excitation = SqueezeExcite(4, reduction=2)
+    convolutions = [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)]
+    with pytest.raises(InputError, match="layer 1 is used 2 times"):
+        find_chain(chain(convolutions[0], excitation, nn.ReLU(), convolutions[1], excitation, convolutions[2]))
+
+
+def test_a_parameter_of_two_layers_is_refused():
+    model = chain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    model[3].weight = model[1].weight
+    with pytest.raises(InputError, match="layers 1 and 3 share their weight; leave equalization out"):
+        find_chain(model)
+    model = chain(nn.Conv2d(3, 4, 1), SqueezeExcite(4, 2), nn.Conv2d(4, 4, 1), SqueezeExcite(4, 2), nn.Conv2d(4, 4, 1))
+    model[3].down = model[1].down
+    with pytest.raises(InputError, match=r"layers 1 and 3 share their down\.weight"):
+        find_chain(model)
 
 
 @pytest.mark.parametrize("module", [nn.Sigmoid(), nn.BatchNorm2d(4)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from repquant.errors import InputError
 from repquant.models.shortcut import split_identity
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_pairs, quantize_model
@@ -85,3 +86,11 @@ def test_any_padding(images, padding):
     rounded = round_weights(model, nearest, images)
     result = quantize_model(rounded.model, ranges, target, (), rounded.weight_grids)
     assert error(result, model, images) < 0.9 * error(nearest, model, images)
+
+
+def test_a_layer_in_two_places_is_refused(images, twice, tied):
+    target = resolve_target("tensorrt")
+    with pytest.raises(InputError, match="layer middle is used more than once"):
+        round_weights(twice, quantized_pair(twice, images, target)[1], images)
+    with pytest.raises(InputError, match="layers middle and last share their weight"):
+        round_weights(tied, quantized_pair(tied, images, target)[1], images)

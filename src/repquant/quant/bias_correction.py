@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from repquant.quant.convert import layer_pairs
+from repquant.quant.sharing import refuse_second_use, refuse_shared_parameters
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_REMEDY = "leave biases as they are: give no images, or learn the rounding"
 
 
 @torch.inference_mode()
@@ -36,8 +38,12 @@ def correct_biases(
         quantized: the same model after `quantize_model`.
         batches: images (N, 3, H, W) each.
         on_batch: called with the number of images after each batch.
+
+    Raises:
+        InputError: a layer that is used more than once, or that shares a parameter with another one.
     """
     layers = {name: pair for name, pair in layer_pairs(model, quantized).items() if pair[1].bias is not None}
+    refuse_shared_parameters({name: layer for name, (layer, _) in layers.items()}, _REMEDY)
     float_means: dict[str, Tensor] = {}
     shifts = {name: torch.zeros(len(layer.weight), dtype=torch.float64) for name, (_, layer) in layers.items()}
     images = 0
@@ -63,6 +69,7 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 
 def _record_mean(name: str, means: dict[str, Tensor]) -> Hook:
     def record(_layer: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        refuse_second_use(name, means, _REMEDY)
         means[name] = _channel_mean(y)
 
     return record
@@ -70,7 +77,7 @@ def _record_mean(name: str, means: dict[str, Tensor]) -> Hook:
 
 def _shift_mean(name: str, means: dict[str, Tensor], shifts: dict[str, Tensor]) -> Hook:
     def shift(_layer: nn.Module, _inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        difference = means[name] - _channel_mean(y)
+        difference = means.pop(name) - _channel_mean(y)
         shifts[name] += len(y) * difference
         return y + difference.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2))
 

@@ -1,6 +1,7 @@
 """Cross-layer equalization: scale channels so that rounding loses less, without changing what the network computes."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from repquant.models.blocks import SqueezeExcite
 from repquant.models.shortcut import diagonal_center
 from repquant.numerics.equalization import LayerStatistics, Shortcut, equalize_ranges, minimize_noise
 from repquant.quant.convert import Layer
+from repquant.quant.sharing import refuse_shared_parameters
 from repquant.quant.target import Target
 
 Equalization = Literal["ranges", "noise"]
@@ -43,25 +45,26 @@ def find_chain(model: nn.Module) -> tuple[Link, ...]:
     dropout, and squeeze-and-excite blocks.
 
     Raises:
-        InputError: a layer that is used twice or whose output has two consumers, or a module between two layers that
-            is not known to commute; it is named.
+        InputError: a layer or squeeze-and-excite block that is used twice or shares a parameter with another one, a
+            layer whose output has two consumers, or a module between two layers that is not known to commute; it is
+            named.
     """
     tracer = _Tracer()
     graph = tracer.trace(model)
     modules = dict(model.named_modules())
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module" and isinstance(modules[node.target], Layer):
-            calls[node.target] = calls.get(node.target, 0) + 1
+    parts = [
+        node
+        for node in graph.nodes
+        if node.op == "call_module" and isinstance(modules[node.target], Layer | SqueezeExcite)
+    ]
+    calls = Counter(str(node.target) for node in parts)
     if shared := [name for name, count in calls.items() if count > 1]:
         raise InputError(
             f"layer {shared[0]} is used {calls[shared[0]]} times: it can't be equalized; leave equalization out"
         )
-    links = []
-    for node in graph.nodes:
-        if node.op == "call_module" and node.target in calls and (link := _follow(node, modules)) is not None:
-            links.append(link)
-    return tuple(links)
+    refuse_shared_parameters({name: modules[name] for name in calls}, "leave equalization out")
+    links = [_follow(node, modules) for node in parts if isinstance(modules[str(node.target)], Layer)]
+    return tuple(link for link in links if link is not None)
 
 
 class _Tracer(fx.Tracer):

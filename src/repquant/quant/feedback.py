@@ -19,9 +19,11 @@ from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear, adopt
 from repquant.quant.integers import quantize_parameters
 from repquant.quant.rounded import Rounded
 from repquant.quant.sampling import inputs_at, maps
+from repquant.quant.sharing import refuse_second_use, refuse_shared_parameters
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Target = tuple[Tensor, Tensor]  # positions (N, P) and the float outputs (N*P, C) there
+_REMEDY = "learn the rounding, or round to the nearest without images"
 
 
 @torch.inference_mode()
@@ -45,9 +47,13 @@ def round_weights(
         images: (N, 3, H, W), one batch: the largest activation of all of them has to fit the memory about three times.
         patches: input patches that a layer looks at, at most, the same number from each image.
         on_layer: called with 1 after each layer.
+
+    Raises:
+        InputError: a layer that is used more than once, or that shares its weight or bias with another one.
     """
     rounding = copy.deepcopy(quantized)
     layers = layer_pairs(model, rounding)
+    refuse_shared_parameters({name: layer for name, (layer, _) in layers.items()}, _REMEDY)
     rounded = copy.deepcopy(model)
     targets: dict[str, Target] = {}
     with ExitStack() as hooks:
@@ -81,6 +87,7 @@ def round_weights(
 def _sample(name: str, patches: int, targets: dict[str, Target]) -> Callable[[nn.Module, object, Tensor], None]:
     def keep(layer: nn.Module, _inputs: object, y: Tensor) -> None:
         assert isinstance(layer, Layer)
+        refuse_second_use(name, targets, _REMEDY)
         places = maps(y, layer)
         positions = draw_positions(len(places), places.shape[2], patches)
         targets[name] = positions, outputs_at(places, positions)
