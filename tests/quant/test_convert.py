@@ -99,10 +99,15 @@ def test_keep_float_with_a_mistyped_name(network):
         resolve_keep_float(network, ["stages.1.0.convv"])
 
 
-def test_nothing_left_to_quantize():
-    layer = nn.Sequential(nn.Conv2d(3, 4, 1))
+def test_nothing_left_to_quantize(network, images):
+    """Pools and squeeze-and-excite inputs are left, but no layer; this is found out before an image is seen."""
+    everything = layer_names(network)
+    with pytest.raises(InputError, match="nothing is left to quantize: every layer is kept in float"):
+        collect_histograms(network, iter(()), everything)
+    ranges = activation_ranges("max", collect_histograms(network, [images]), resolve_target("tensorrt"))
     with pytest.raises(InputError, match="nothing is left"):
-        quantize_model(layer, {}, resolve_target("tensorrt"), ["first"])
+        quantize_model(network, ranges, resolve_target("tensorrt"), everything)
+    assert quantization_points(network, everything[1:])
 
 
 def test_missing_range_is_named(network):

@@ -70,16 +70,21 @@ def quantization_points(model: nn.Module, keep_float: Collection[str] = ()) -> d
     They are the convolutions and linear layers outside `keep_float`, the average pools (so that the layer before one
     can end in integers too), the squeeze-and-excite blocks, whose input has two consumers and is quantized once, and
     the summands of blocks with a shortcut.
+
+    Raises:
+        InputError: `keep_float` has a name that is not known, or leaves no layer.
     """
     kept = resolve_keep_float(model, keep_float)
     points: dict[str, nn.Module] = {}
     inner_pools = {id(module.pool) for module in model.modules() if isinstance(module, SqueezeExcite)}
     for name, module in model.named_modules():
-        is_layer = isinstance(module, nn.Conv2d | nn.Linear) and name not in kept
+        is_layer = isinstance(module, Layer) and name not in kept
         is_pool = isinstance(module, nn.AdaptiveAvgPool2d) and id(module) not in inner_pools
         is_summand = isinstance(module, Residual | Term) and f"{name.rpartition('.')[0]}.conv" not in kept
         if is_layer or is_pool or is_summand or isinstance(module, SqueezeExcite):
             points[name] = module
+    if not any(isinstance(module, Layer) for module in points.values()):
+        raise InputError("nothing is left to quantize: every layer is kept in float")
     return points
 
 
@@ -89,15 +94,13 @@ def rounded_points(
     """Return the quantization points whose input the target rounds.
 
     Raises:
-        InputError: one of them is not in `ranges`, or there is none.
+        InputError: one of them is not in `ranges`, or no layer is left.
     """
     points = {
         name: module
         for name, module in quantization_points(model, keep_float).items()
         if target.quantizes_terms or not isinstance(module, Term)
     }
-    if not points:
-        raise InputError("nothing is left to quantize: every layer is kept in float")
     if missing := sorted(set(points) - set(ranges)):
         raise InputError(f"no activation range for {', '.join(missing)}; calibrate the same model with the same layers")
     return points
@@ -120,7 +123,7 @@ def quantize_model(
         weight_grids: grids of layers whose weights lie on a grid already; the others get the range of their weights.
 
     Raises:
-        InputError: a point without a range, or no point at all.
+        InputError: a point without a range, or no layer to quantize.
     """
     points = rounded_points(model, ranges, target, keep_float)
     memo: dict[int, Any] = {}
