@@ -131,7 +131,6 @@ def test_folder_that_does_not_exist(tmp_path):
         export_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)).eval(), tmp_path / "missing" / "m.onnx", 8)
 
 
-@pytest.mark.slow
 def test_a0_with_1000_classes_is_at_most_8_7_megabytes(tmp_path):
     model = reparameterize(build("RepVGG-A0", 1000).eval())
     target = resolve_target("tensorrt")
