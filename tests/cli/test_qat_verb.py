@@ -82,6 +82,17 @@ def test_a_changed_scheme_is_refused_with_the_difference(qat, tmp_path):
     assert "is not empty; pass --resume" in stderr
 
 
+def test_a_run_is_not_continued_in_the_scheme_of_another_cpu(qat, tmp_path, monkeypatch):
+    from repquant.runtimes import cpu
+
+    assert qat(tmp_path / "run", "--runtimes", "pytorch", target="onnxruntime")[0] == 0
+    there = not int8_support().safe
+    monkeypatch.setattr(cpu, "int8_support", lambda: cpu.Int8Support(there, "another machine"))
+    status, _, stderr = qat(tmp_path / "run", "--runtimes", "pytorch", "--resume", target="onnxruntime")
+    assert status == 2
+    assert "vnni was" in stderr
+
+
 @pytest.fixture
 def deploy_weights(weights, tmp_path):
     path = tmp_path / "deploy.safetensors"
@@ -121,7 +132,7 @@ def test_a_teacher_with_other_classes(qat, tmp_path):
     save_model(build("RepVGG-tiny", 3), tmp_path / "teacher.pth")
     status, _, stderr = qat(tmp_path / "run", "--teacher", tmp_path / "teacher.pth")
     assert status == 2
-    assert "the teacher needs the classes of the network, 2" in stderr
+    assert "--teacher can't be used, which needs the classes of the network, 2" in stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -130,8 +141,11 @@ def test_a_teacher_with_other_classes(qat, tmp_path):
     [
         (("--method", "magic"), "--method magic was given; allowed is one of equivalent-kernel, plain, inserted-bn"),
         (("--calibrator", "median"), "median"),
+        (("--calibrator", "all"), "--calibrator all was given; training starts from one of"),
+        (("--keep-float", "stem,hed"), "head"),
+        (("--vnni", "perhaps"), "--vnni perhaps was given; allowed are auto, yes and no"),
         (("--rounding", "learned"), "pass --rounding feedback or nearest"),
-        (("--calibration-images", "0"), "0 calibration images is too few"),
+        (("--calibration-images", "0", "--rounding-images", "0"), "0 calibration images is too few"),
         (("--method", "inserted-bn", "--inserted-bn", "none.safetensors"), "pass --equalization none and"),
         (("--inserted-bn", "bn.safetensors"), "--inserted-bn is for --method inserted-bn"),
     ],
@@ -141,7 +155,7 @@ def test_bad_input(qat, tmp_path, change, message):
     assert status == 2
     assert message in stderr
     assert stdout == ""
-    assert not list(tmp_path.glob("run/checkpoint*"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_insert_bn_and_training_with_it(repquant, qat, weights, photographs, small_options, tmp_path, headline):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -30,6 +31,47 @@ def test_the_rows_that_train_get_the_images_the_batch_and_the_seed(reproduce, tm
     assert (tuned.method, tuned.epochs, tuned.learning_rate, tuned.distillation) == ("plain", 1, 1e-4, 0.0)
     assert (equivalent.method, equivalent.epochs, equivalent.seed) == ("equivalent-kernel", 3, 3)
     assert equivalent.output == str(tmp_path / "table" / "equivalent-kernel-seed3")
+
+
+def test_a_row_that_diverges_is_said_and_not_begun_again(reproduce, tmp_path, monkeypatch, headline):
+    from repquant.train.loop import DivergedError
+
+    begun = []
+
+    def run(options):
+        begun.append(options.output)
+        (tmp_path / "table" / "plain-seed0").mkdir(parents=True)
+        raise DivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(qat, "run", run)
+    for _ in range(2):
+        status, stdout, stderr = reproduce("--rows", "ptq-default,plain")
+        assert status == 0, stderr
+        assert [row["name"] for row in headline(stdout)["rows"]] == ["float", "ptq-default"]
+        assert "plain: diverged: the loss is nan at step 3" in stderr
+    assert len(begun) == 1
+    assert "plain: diverged: the loss is nan at step 3" in (tmp_path / "table" / "table.md").read_text()
+
+
+def test_torchrun_is_refused(reproduce, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, stderr = reproduce()
+    assert status == 2
+    assert "start it without torchrun" in stderr
+
+
+def test_both_kernels_are_trained_at_equal_cost(reproduce, monkeypatch):
+    seen = []
+
+    def run(options):
+        seen.append(dataclasses.asdict(options))
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(qat, "run", run)
+    reproduce("--rows", "equivalent-kernel")
+    reproduce("--rows", "plain-distilled")
+    branches, plain = seen
+    assert {key for key in branches if branches[key] != plain[key]} == {"method", "output"}
 
 
 @pytest.mark.slow

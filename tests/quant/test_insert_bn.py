@@ -83,6 +83,11 @@ def test_files_that_do_not_fit(network, images, branches, training_network, tmp_
     save_inserted_bn(insert_bn(other, measure_outputs(other, [images])), path)
     with pytest.raises(InputError, match="are of few with 7 classes, the model is few with 5"):
         load_inserted_bn(network, path)
+    other = copy.deepcopy(network)
+    other.stages[0][0].conv.weight.data.mul_(2)
+    save_inserted_bn(insert_bn(other, measure_outputs(other, [images])), path)
+    with pytest.raises(InputError, match=r"of another few: the weights of .* are others"):
+        load_inserted_bn(network, path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"can't read .* give a file that `repquant insert-bn` wrote"):
         load_inserted_bn(network, path)

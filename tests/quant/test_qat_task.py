@@ -13,7 +13,7 @@ from repquant.quant.ptq import PtqMethod
 from repquant.quant.qat import prepare_qat, qat_modules
 from repquant.quant.qat_recipe import QatRecipe
 from repquant.quant.qat_start import StartOptions, start_qat
-from repquant.quant.qat_task import QatTask, distillation_loss
+from repquant.quant.qat_task import QatTask, block_error, distillation_loss
 from repquant.quant.target import resolve_target
 
 
@@ -21,9 +21,9 @@ def recipe_of(**changes):
     return QatRecipe(**{"arch": "few", "num_classes": 5, "epochs": 2} | changes)
 
 
-def task_of(model, images, **changes):
+def task_of(model, images, equalization="none", **changes):
     recipe = recipe_of(**changes)
-    options = StartOptions(method=recipe.method, ptq=PtqMethod(equalization="none", rounding="nearest"))
+    options = StartOptions(method=recipe.method, ptq=PtqMethod(equalization=equalization, rounding="nearest"))
     target = resolve_target("tensorrt")
     start = start_qat(model, options, target, lambda: [images], list)
     network = prepare_qat(start, target, weight_scales=recipe.resolved_weight_scales)
@@ -154,9 +154,33 @@ def test_layers_that_do_not_round_yet_have_gradients_for_distributed_training(mo
     assert float(waiting.input.scale.grad) == 0.0
 
 
+def test_blocks_are_compared_up_to_the_scale_of_their_channels(model, images, labels):
+    """At the start the network computes what the teacher does, its channels scaled for rounding."""
+    errors = {}
+    for equalization in ("none", "noise"):
+        task = task_of(model, images, equalization=equalization, block_distillation=1.0, distillation=0.0)
+        task.model.eval()
+        objective = task.objective(task.model, images, labels)
+        errors[equalization] = float((objective.total - objective.loss).detach())
+    assert 0 < errors["noise"] < 1e-2
+    assert errors["none"] < 1e-2
+
+
+def test_block_error_by_hand():
+    aim = torch.tensor([[3.0, 4.0], [2.0, 0.0], [0.0, 0.0]]).reshape(1, 3, 1, 2)
+    output = torch.tensor([[6.0, 8.0], [1.0, 1.0], [1.0, 1.0]]).reshape(1, 3, 1, 2).requires_grad_()
+    # The first is the aim twice as large, the second half of it and (0, 1) off, the third has no aim.
+    error = block_error(output, aim)
+    assert float(error.detach()) == pytest.approx((0.0**2 + 2.0**2) / (25 + 4))
+    error.backward()
+    assert output.grad[0, 2].tolist() == [[0.0, 0.0]]
+    assert block_error(torch.zeros_like(aim), torch.zeros_like(aim)) == 0
+
+
 def test_kernels_that_follow_statistics_have_scales_that_follow_them():
     assert recipe_of(method="inserted-bn").resolved_weight_scales == "max"
     assert recipe_of(method="plain").resolved_weight_scales == "fixed"
+    assert recipe_of(statistics="refreshed").resolved_weight_scales == "max"
     assert recipe_of(method="inserted-bn", weight_scales="learned").resolved_weight_scales == "learned"
 
 
@@ -210,7 +234,8 @@ def test_a_teacher_of_other_classes_or_blocks_is_refused(model, images, training
         ({"distillation": 1.5}, "--distillation 1.5 was given; allowed is from 0 to 1"),
         ({"temperature": 0.0}, "--temperature 0.0 was given"),
         ({"refresh_steps": 0}, "--refresh-steps 0 was given"),
-        ({"gradual_epochs": 2.0}, "--gradual-epochs 2.0 was given; allowed is less than 2, the epochs"),
+        ({"gradual_epochs": 1.5}, "--gradual-epochs 1.5 was given; allowed is at most 1.0, half of the epochs"),
+        ({"ema_decay": 0.9}, "--ema-decay 0.9 was given; allowed is 0.0: it is an option of float training"),
         ({"custom_l2": True}, "--custom-l2 True was given; allowed is False: it is an option of float training"),
         ({"freeze_stages": 1}, "--freeze-stages 1 was given"),
         ({"init_weights": "a.pth"}, "--init-weights a.pth was given"),

@@ -14,7 +14,7 @@ goes on with a run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,7 @@ def run(options: Options) -> None:
     """Run the verb."""
     from repquant.train.distributed import started_by_torchrun
 
-    with started_by_torchrun(options.device) as (ranks, device):
+    with started_by_torchrun(options.device, patience_hours=12) as (ranks, device):  # the main one calibrates for all
         _qat(options, ranks, device)
 
 
@@ -97,6 +97,8 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     from repquant.train.loop import Trainer
 
     config = show_configuration("qat", options) if ranks.is_main else {}
+    # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
+    options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
     for name in runtimes:
@@ -105,7 +107,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     check_runtimes(target, runtimes)
     kept = kept_names(options)
     model = load_network(options)
-    _check(model, settings)
+    _check(model, settings, kept)
     inserted = load_inserted_bn(reparameterize(model), Path(settings.inserted_bn)) if settings.inserted_bn else None
     teacher = _teacher(options, model)
     training, validation = open_images(options, settings, ranks)
@@ -171,12 +173,28 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     finish(headline(record))
 
 
-def _check(model: RepVGG, settings: Settings) -> None:
+def _resolved_vnni(options: Options) -> str:
+    """Return yes or no in place of auto, where the target's scheme depends on it."""
+    from repquant.runtimes.cpu import int8_support
+
+    if options.vnni != "auto" or options.target == "tensorrt":
+        return options.vnni
+    return "yes" if int8_support().safe else "no"
+
+
+def _check(model: RepVGG, settings: Settings, kept: tuple[str, ...]) -> None:
     """Refuse what would only be noticed after minutes of calibration."""
+    from repquant.models.reparam import reparameterize
+    from repquant.numerics.ranges import CALIBRATORS
+    from repquant.quant.convert import resolve_keep_float
     from repquant.quant.qat_start import require_branches
 
     require_branches(model, settings.method)
     _start_options(settings)
+    split_names(settings.calibrator, CALIBRATORS, "calibrator")
+    if settings.calibrator not in CALIBRATORS:
+        raise InputError(f"--calibrator {settings.calibrator} was given; training starts from one of {CALIBRATORS}")
+    resolve_keep_float(reparameterize(model), kept)
     if settings.inserted_bn and settings.method != "inserted-bn":
         raise InputError(f"--inserted-bn is for --method inserted-bn, and the method is {settings.method}")
     if settings.inserted_bn and (settings.equalization != "none" or settings.rounding != "nearest"):
@@ -241,5 +259,7 @@ def _teacher(options: Options, model: RepVGG) -> RepVGG:
     try:
         teacher = load_model(options.teacher, options.teacher_arch or options.arch, options.num_classes)
     except InputError as error:
-        raise InputError(f"the teacher needs the classes of the network, {options.num_classes}: {error}") from error
+        raise InputError(
+            f"--teacher can't be used, which needs the classes of the network, {options.num_classes}: {error}"
+        ) from error
     return reparameterize(teacher)

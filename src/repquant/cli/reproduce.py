@@ -6,6 +6,7 @@
   ptq                percentile, MSE and entropy ranges, weights rounded to the nearest, nothing else
   ptq-default        what `repquant ptq` does
   equivalent-kernel  what `repquant qat` does
+  plain-distilled    the same with the deploy kernels: --method plain
 
 Each row is a run of its own in a folder of its own: the same command goes on where it was interrupted, and skips the
 rows that are complete. The last file is table.md.
@@ -14,6 +15,7 @@ rows that are complete. The last file is table.md.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -43,6 +45,7 @@ QAT_ROWS: dict[str, dict[str, Any]] = {
     "plain": {"method": "plain", **ON_LABELS},
     "plain-tuned": {"method": "plain", **ON_LABELS, "weight_decay": 55e-6},
     "equivalent-kernel": {"method": "equivalent-kernel"},
+    "plain-distilled": {"method": "plain"},
 }
 PTQ_ROWS: dict[str, dict[str, Any]] = {
     "ptq": {**AS_IT_IS, "calibrator": "percentile,mse,entropy"},
@@ -50,6 +53,7 @@ PTQ_ROWS: dict[str, dict[str, Any]] = {
 }
 ROWS = ("ptq", "ptq-default", *QAT_ROWS)
 _THOUSANDTH = 1e-3
+_DIVERGED = "diverged.txt"
 _OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers")
 
 
@@ -60,7 +64,7 @@ class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
     output: str = option("folder with a folder for each row, and table.md")
     rows: str = option(f"{', '.join(ROWS)}, several with commas, or all", "all")
     epochs: int = option("epochs of the rows that train on labels", 20)
-    equivalent_epochs: int = option("epochs of equivalent-kernel", 3)
+    equivalent_epochs: int = option("epochs of equivalent-kernel and plain-distilled", 3)
     training_rate: float = option("learning rate that the float network was trained with", 0.1)
     training_batch: int = option("images a step in training, then and now", 256)
     training_images: int = option("train on so many images, those of all classes alike; 0: on all", 0)
@@ -76,6 +80,11 @@ def run(options: Options) -> None:
     from repquant.report.comparison import comparison_markdown, comparison_rows, comparison_table
     from repquant.report.record import read_record
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "reproduce makes its rows one after another in one process; start it without torchrun (a row that trains "
+            "alone can be made by `torchrun -m repquant qat`)"
+        )
     names = split_names(options.rows, ROWS, "rows")
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -87,20 +96,31 @@ def run(options: Options) -> None:
     except OSError as error:
         raise InputError(f"can't make the output folder {output}: {error.strerror}") from error
     folders: dict[str, Path] = {}
+    diverged = []
     for name in names:
         for seed in seeds if name in QAT_ROWS else seeds[:1]:
             title = f"{name}, seed {seed}" if name in QAT_ROWS and len(seeds) > 1 else name
-            folders[title] = _complete(name, seed, options, output)
+            folder = _complete(name, seed, options, output)
+            if (folder / _DIVERGED).is_file():
+                diverged.append(f"{title}: {(folder / _DIVERGED).read_text(encoding='utf-8')}")
+            else:
+                folders[title] = folder
     rows = comparison_rows({title: read_record(folder / "result.json") for title, folder in folders.items()})
     with replace_file(output / "table.md") as temporary:
-        temporary.write_text(comparison_markdown(rows, config), encoding="utf-8")
+        temporary.write_text(comparison_markdown(rows, config, diverged), encoding="utf-8")
     show(comparison_table(rows))
+    for line in diverged:
+        say(line)
     finish({"output": options.output, "rows": [row.headline() for row in rows]})
 
 
 def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
-    """Return the folder of a row's finished run, which is made or gone on with where it is not there yet."""
+    """Return the folder of a row's finished run, which is made or gone on with where it is not there yet.
+
+    A training that diverges leaves a file that says so, and is not begun again.
+    """
     from repquant.cli import ptq, qat
+    from repquant.train.loop import DivergedError
 
     folder = output / (f"{name}-seed{seed}" if name in QAT_ROWS else name)
     common = {field.name: getattr(options, field.name) for field in fields(Options)} | {"output": str(folder)}
@@ -117,9 +137,14 @@ def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
         _require_same(name, folder, row)
         say(f"{name}: complete in {folder}")
         return folder
+    if (folder / _DIVERGED).is_file():
+        return folder
     say(f"{name}: {folder}")
     with redirect_stdout(sys.stderr):  # the last line of stdout is this verb's
-        verb.run(row)
+        try:
+            verb.run(row)
+        except DivergedError as error:
+            (folder / _DIVERGED).write_text(f"diverged: {error}\n", encoding="utf-8")
     return folder
 
 
@@ -142,7 +167,7 @@ def _qat_settings(name: str, seed: int, options: Options) -> dict[str, Any]:
     settings = {"batch_size": options.training_batch, "epochs": options.epochs, "seed": seed} | QAT_ROWS[name]
     if name == "plain-tuned":
         settings["learning_rate"] = options.training_rate * _THOUSANDTH
-    if name == "equivalent-kernel":
+    if name in ("equivalent-kernel", "plain-distilled"):
         settings["epochs"] = options.equivalent_epochs
     if name == "inserted-bn":
         settings["freeze_epochs"] = options.epochs / 2

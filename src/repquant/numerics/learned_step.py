@@ -69,7 +69,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
 
 
 def _rounded(x: Tensor, grid: Grid) -> Tensor:
-    """`affine.fake_quantize` without a gradient: the same bits, without the mask that torch's kernels make for theirs."""
+    """`affine.fake_quantize` without a gradient: the same bits, and no mask as torch's kernels make for theirs."""
     low, high = _ends(x, grid)
     steps = grid.step_counts(x).round_()
     return steps.clamp_(low, high).mul_(along_axis(grid.scale, x, grid.scheme.channel_axis))

@@ -146,7 +146,7 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
         path: the file.
 
     Raises:
-        InputError: the file can't be read, is no model with inserted normalizations, or is of another architecture.
+        InputError: the file can't be read, is no model with inserted normalizations, or is of another checkpoint.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -164,7 +164,18 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
             f"{expected[0]} with {expected[1]}; make them with `repquant insert-bn` from the same checkpoint"
         )
     inserted = without_statistics(model)
-    inserted.load_state_dict(tensors)
+    try:
+        inserted.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path} is damaged: {error}; make it with `repquant insert-bn`") from error
+    for name, conv in deploy_convolutions(model).items():
+        layer = inserted.get_submodule(name)
+        assert isinstance(layer, NormalizedConv2d)
+        if not torch.equal(layer.conv.weight, conv.weight):
+            raise InputError(
+                f"the batch normalizations in {path} are of another {model.spec.name}: the weights of {name} are "
+                "others; make them with `repquant insert-bn` from the same checkpoint"
+            )
     return inserted
 
 

@@ -13,8 +13,9 @@ WEIGHT_SCALES = ("auto", "fixed", "learned", "max")
 ACTIVATION_SCALES = ("learned", "fixed")
 STATISTICS = ("frozen", "refreshed")
 
-UNUSED = {"custom_l2": False, "auxiliary_weight": 0.1, "init_weights": "", "freeze_stages": 0}
-"""Options of `Recipe` that mean nothing here, and the values with which they say so."""
+UNUSED = {"custom_l2": False, "auxiliary_weight": 0.1, "init_weights": "", "freeze_stages": 0, "ema_decay": 0.0}
+"""Options of `Recipe` that mean nothing here, and the values with which they say so. (An average of weights is on no
+grid that training has seen.)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class QatRecipe(Recipe):
     label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.0)
     augmentation: str = setting("of training images, beside flips; center-crop is what evaluation sees", "center-crop")
     weight_scales: str = setting(
-        "of kernels: fixed as at the start, learned (LSQ), max at each step, or auto: max for inserted-bn, whose "
-        "kernels follow the statistics, else fixed",
+        "of kernels: fixed as at the start, learned (LSQ), max at each step, or auto: max where kernels follow moving "
+        "statistics (inserted-bn, refreshed), else fixed",
         WEIGHT_SCALES[0],
     )
     activation_scales: str = setting("of activations: learned (LSQ), or fixed as calibrated", ACTIVATION_SCALES[0])
@@ -73,7 +74,9 @@ class QatRecipe(Recipe):
             raise InputError("--teacher was given, and nothing is distilled; raise --distillation")
         if self.statistics == "refreshed" and self.method != "equivalent-kernel":
             raise InputError(f"--statistics refreshed is for --method equivalent-kernel, and it is {self.method}")
-        self._require(self.gradual_epochs < self.epochs, "gradual_epochs", f"less than {self.epochs}, the epochs")
+        self._require(
+            self.gradual_epochs <= self.epochs / 2, "gradual_epochs", f"at most {self.epochs / 2}, half of the epochs"
+        )
         self._require(self.precision == "float32", "precision", "float32: under autocast, rounded values are not exact")
         self._require(0 <= self.distillation <= 1, "distillation", "from 0 to 1")
         self._require(0 < self.temperature < float("inf"), "temperature", "a positive number")
@@ -86,4 +89,4 @@ class QatRecipe(Recipe):
         """Where the scales of kernels come from, "auto" resolved."""
         if self.weight_scales != "auto":
             return self.weight_scales
-        return "max" if self.method == "inserted-bn" else "fixed"
+        return "max" if self.method == "inserted-bn" or self.statistics == "refreshed" else "fixed"

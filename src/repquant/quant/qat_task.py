@@ -102,7 +102,7 @@ class QatTask:
             loss = loss + (1 - recipe.distillation) * labelled
         total = loss
         if self._blocks:
-            errors = [F.mse_loss(outputs[name], aims[name]) / aims[name].square().mean() for name in self._blocks]
+            errors = [block_error(outputs[name], aims[name]) for name in self._blocks]
             total = total + recipe.block_distillation * torch.stack(errors).mean()
         return Objective(total, loss, logits)
 
@@ -124,6 +124,23 @@ def distillation_loss(logits: Tensor, aim: Tensor, temperature: float = 1.0) -> 
     """
     student, teacher = (torch.log_softmax(values.float() / temperature, dim=1) for values in (logits, aim))
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def block_error(output: Tensor, aim: Tensor) -> Tensor:
+    """Return the squared error of a block's output to the teacher's, as a share of the teacher's squares.
+
+    Channels are compared up to a positive factor: those of the network are scaled for rounding, the teacher's are not.
+    A channel that has no such factor, because one of the two is silent, is left out.
+
+    Args:
+        output: (N, C, H, W).
+        aim: the same shape.
+    """
+    energy = aim.square().sum((0, 2, 3), keepdim=True)
+    factor = (output.detach() * aim).sum((0, 2, 3), keepdim=True) / energy
+    usable = (energy > 0) & (factor > 0)
+    difference = torch.where(usable, output / torch.where(usable, factor, 1) - aim, 0)
+    return difference.square().sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny)
 
 
 def _block_names(model: nn.Module) -> tuple[str, ...]:

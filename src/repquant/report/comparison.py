@@ -81,12 +81,12 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     return table
 
 
-def comparison_markdown(rows: Sequence[ComparisonRow], config: Mapping[str, Any]) -> str:
-    """Return the rows as a Markdown table, with the settings that they have in common."""
+def comparison_markdown(rows: Sequence[ComparisonRow], config: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    """Return the rows as a Markdown table, with notes and the settings that they have in common."""
     cells = [("", *_HEADINGS), ("---", *("---:" for _ in _HEADINGS)), *(row.cells() for row in rows)]
     lines = [f"| {' | '.join(texts)} |" for texts in cells]
     settings = ", ".join(f"{name} {value}" for name, value in config.items() if value not in ("", None))
-    return "\n".join([*lines, "", f"Settings: {settings}.", ""])
+    return "\n".join([*lines, "", *(f"- {note.strip()}" for note in notes), f"- Settings: {settings}.", ""])
 
 
 def _number(value: float | None, digits: int) -> str:
