@@ -4,7 +4,7 @@
 
 1. The calibration pass against a plain float forward over the same images with the same batch size, alternating.
 2. All range searches over all layers together, on one core.
-3. Peak memory with few and with many calibration images.
+3. Peak memory of the default method with few and with many calibration images.
 4. `onnxruntime.quantization.quantize_static` (min-max, entropy; QDQ, int8 weights per channel, uint8 activations)
    on the model that its `quant_pre_process` prepared: seconds, peak memory, accuracy, beside this project's
    calibrators for the target `onnxruntime`. ONNX Runtime executes all of them.
@@ -48,9 +48,8 @@ from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
 from repquant.models.zoo import builtin_weights
 from repquant.numerics.ranges import CALIBRATORS
-from repquant.quant.bias_correction import correct_biases
 from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.convert import quantize_model
+from repquant.quant.ptq import PtqMethod, prepare, quantize
 from repquant.quant.target import Target, resolve_target
 from repquant.report.rows import measured_row
 from repquant.runtimes.cpu import int8_support
@@ -197,11 +196,11 @@ def measure_searches(histograms: Mapping[str, Any], repeats: int) -> float:
 
 
 def measure_memory(arguments: argparse.Namespace, images: int) -> float:
-    """Calibrate, search and quantize with every calibrator, and return the peak memory."""
+    """Quantize with every calibrator by the default method, and return the peak memory."""
     model, target = float_model(arguments), ort_target()
-    histograms = collect_histograms(model, calibration_images(arguments, images))
-    for calibrator in CALIBRATORS:
-        quantize_model(model, activation_ranges(calibrator, histograms, target), target)
+    quantize_once(
+        arguments, model, target, images, tuple(CALIBRATORS), PtqMethod(), min(MethodOptions.rounding_images, images)
+    )
     return peak_mb()
 
 
@@ -211,9 +210,9 @@ def measure_memory(arguments: argparse.Namespace, images: int) -> float:
 def compare_quantizers(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     alone(export_float, arguments, folder)
     rows: list[dict[str, Any]] = []
-    for label, quantize in QUANTIZERS.items():
+    for label, quantizer in QUANTIZERS.items():
         try:
-            rows.append({"quantizer": label} | alone(quantize, arguments, folder, label))
+            rows.append({"quantizer": label} | alone(quantizer, arguments, folder, label))
         except Exception as error:  # for example, killed for the memory that it takes
             rows.append({"quantizer": label, "failed": f"{type(error).__name__}: {error}"})
     accuracy = alone(measure_accuracy, arguments, folder, [row["quantizer"] for row in rows if "failed" not in row])
@@ -229,21 +228,35 @@ def export_float(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def quantize_with_repquant(
-    arguments: argparse.Namespace, folder: Path, label: str, *, calibrator: str, correct_bias: bool
+    arguments: argparse.Namespace, folder: Path, label: str, *, calibrator: str, method: PtqMethod, rounding_images: int
 ) -> dict[str, float]:
     model, target = float_model(arguments), ort_target()
     started = perf_counter()
-    histograms = collect_histograms(model, calibration_images(arguments, arguments.images))
-    ranges = activation_ranges(calibrator, histograms, target)
-    quantized = quantize_model(model, ranges, target)
-    if correct_bias:
-        few = min(MethodOptions.rounding_images, arguments.images)
-        corrected = correct_biases(model, quantized, calibration_images(arguments, few))
-        quantized = quantize_model(corrected, ranges, target)
+    quantized = quantize_once(arguments, model, target, arguments.images, (calibrator,), method, rounding_images)
     before_export = perf_counter()
     export_onnx(quantized, model_path(folder, label), arguments.image_size)
     ended = perf_counter()
     return {"seconds": ended - started, "export_seconds": ended - before_export, "peak_mb": peak_mb()}
+
+
+def quantize_once(
+    arguments: argparse.Namespace,
+    model: RepVGG,
+    target: Target,
+    images: int,
+    calibrators: Sequence[str],
+    method: PtqMethod,
+    rounding_images: int,
+) -> RepVGG:
+    """Do what `repquant ptq` does up to the export, and return the model of the last calibrator."""
+    prepared = prepare(model, method, target, calibration_images(arguments, images))
+    histograms = collect_histograms(prepared, calibration_images(arguments, images))
+    for calibrator in calibrators:
+        ranges = activation_ranges(calibrator, histograms, target)
+        few = min(rounding_images, images)
+        rounding = calibration_images(arguments, few) if few else ()
+        quantized = quantize(prepared, ranges, target, method, rounding)
+    return quantized
 
 
 def quantize_with_onnxruntime(
@@ -281,8 +294,15 @@ QUANTIZERS: dict[str, Quantizer] = {
     "ONNX Runtime entropy": partial(quantize_with_onnxruntime, method=quantization.CalibrationMethod.Entropy),
 }
 for name in CALIBRATORS:
-    QUANTIZERS[f"repquant {name}, uncorrected"] = partial(quantize_with_repquant, calibrator=name, correct_bias=False)
-    QUANTIZERS[f"repquant {name}"] = partial(quantize_with_repquant, calibrator=name, correct_bias=True)
+    QUANTIZERS[f"repquant {name}, ranges alone"] = partial(
+        quantize_with_repquant,
+        calibrator=name,
+        method=PtqMethod(equalization="none", rounding="nearest"),
+        rounding_images=0,
+    )
+    QUANTIZERS[f"repquant {name}"] = partial(
+        quantize_with_repquant, calibrator=name, method=PtqMethod(), rounding_images=MethodOptions.rounding_images
+    )
 
 
 def measure_accuracy(arguments: argparse.Namespace, folder: Path, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -367,7 +387,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines += [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)] + [""]
     lines += [
         "Each row is a process of its own. Seconds run from the float model to the INT8 file and include decoding.",
-        "Uncorrected: without bias correction, which `repquant ptq` does by default.",
+        "Ranges alone: weights rounded to the nearest, nothing else; the others are the default of `repquant ptq`.",
         "",
         *machine_lines(result["environment"], result["load_average_before"]),
         "",
