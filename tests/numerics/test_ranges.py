@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repquant.errors import InputError
-from repquant.numerics.affine import Scheme
+from repquant.numerics.affine import Scheme, fake_quantize, grid_for_range
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import (
     CALIBRATORS,
@@ -129,6 +129,32 @@ def test_entropy_with_256_levels_does_not_start_where_every_bin_has_its_own_leve
 def test_mse_reference_equals_the_definition(seed):
     histogram = gaussian(seed, bins=512)
     assert mse_amax(histogram, INT8, reference=True) == pytest.approx(mse_by_definition(histogram, 127))
+
+
+def mse_on_the_grid(histogram, scheme, amax):
+    """Mean squared error of the bins' centers, of either sign where there are negative values, rounded as PTQ does."""
+    low, high = max(histogram.minimum, -amax), min(histogram.maximum, amax)
+    centers = torch.from_numpy((np.arange(len(histogram.counts)) + 0.5) * histogram.width).float()
+    x = centers[None] * torch.tensor([[1.0], [-1.0]] if low < 0 else [[1.0]])
+    errors = (fake_quantize(x, grid_for_range(low, high, scheme)).double() - x.double()).square().mean(0).numpy()
+    return (errors * histogram.counts).sum() / histogram.total
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_mse_default_is_the_best_on_the_schemes_own_grid(relu, signed, bits, seed):
+    """Of two-sided data the search knows magnitudes alone, not the zero point's rounding or the extra level."""
+    scheme = Scheme(bits=bits, signed=signed, symmetric=signed)
+    histogram = gaussian(seed, bins=512, relu=relu)
+    centers = (np.arange(len(histogram.counts)) + 0.5) * histogram.width
+    candidates = [*centers[128:][centers[128:] < histogram.amax], histogram.amax]
+    errors = [mse_on_the_grid(histogram, scheme, amax) for amax in candidates]
+    found = mse_amax(histogram, scheme)
+    if relu:
+        assert found == pytest.approx(candidates[int(np.argmin(errors))])
+    assert mse_on_the_grid(histogram, scheme, found) <= (1 + 1e-6 if relu else 1.03) * min(errors)
 
 
 def test_mse_of_four_bits_clips_more_than_that_of_eight():
