@@ -2,6 +2,10 @@
 
 import os
 import resource
+import signal
+import subprocess
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 
 from repquant.atomic import new_folder, replace_file
 from repquant.errors import InputError
+from repquant.train.stopping import listening
 
 
 def tree(root):
@@ -197,3 +202,65 @@ def test_folder_below_a_file(tmp_path):
 def test_folder_on_a_file_system_that_takes_none():
     with pytest.raises(InputError, match="can't write to /proc"):
         new_folder(Path("/proc/run"), marker="marker").__enter__()
+
+
+SLEEPER = """
+import sys, time
+from pathlib import Path
+from repquant.atomic import new_folder, replace_file
+
+with new_folder(Path(sys.argv[1]) / "run", overwrite=True, marker="marker") as staging, \\
+        replace_file(Path(sys.argv[1]) / "file") as temporary:
+    (staging / "half").touch()
+    temporary.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_sigterm_leaves_everything_as_it_was(earlier_run, tmp_path):
+    before = tree(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert len(list(tmp_path.iterdir())) == 3
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    assert tree(tmp_path) == before
+
+
+def test_sigterm_during_the_cleaning_up_does_not_interrupt_it(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def unlink_after_another_signal(path, missing_ok=False):
+        signal.raise_signal(signal.SIGTERM)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_after_another_signal)
+    with pytest.raises(SystemExit), replace_file(tmp_path / "file"):
+        signal.raise_signal(signal.SIGTERM)
+    assert tree(tmp_path) == {}
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_who_listens_to_sigterm_already_goes_on_listening(tmp_path):
+    """A training finishes its step, however the file and the training lie within each other."""
+    with listening(is_alone=True) as stop, replace_file(tmp_path / "checkpoint"):
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    with new_folder(tmp_path / "run", marker="marker"), listening(is_alone=True) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    assert (tmp_path / "run").is_dir()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_in_a_thread_where_no_signal_can_be_received(tmp_path):
+    def write():
+        with replace_file(tmp_path / "file") as temporary:
+            temporary.write_text("new")
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert tree(tmp_path) == {"file": "new"}

@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from repquant.errors import InputError
 
@@ -14,33 +18,34 @@ from repquant.errors import InputError
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that is renamed onto it when the block succeeds.
 
-    When the block raises, the temporary file is removed and an existing `path` stays as it was.
+    When the block raises, or SIGTERM ends it, the temporary file is removed and an existing `path` stays as it was.
 
     Raises:
         InputError: the folder of `path` does not exist or can't be written.
     """
     path = Path(path)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    except OSError as error:
-        raise _cannot_write(path.parent, error) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _sigterm_raises():
+        try:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        except OSError as error:
+            raise _cannot_write(path.parent, error) from error
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[Path]:
     """Yield an empty staging folder that becomes `path` when the block succeeds.
 
-    When the block raises, nothing is left: an existing `path` is replaced, and folders above it are made, only at the
-    end.
+    When the block raises, or SIGTERM ends it, nothing is left: an existing `path` is replaced, and folders above it are
+    made, only at the end.
 
     Args:
         path: folder to make.
@@ -55,23 +60,43 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
     if path.exists():
         _check_replaceable(path, overwrite, marker)
     ancestor = next(folder for folder in path.parents if folder.exists())
+    with _sigterm_raises():
+        try:
+            staging = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{path.name}."))
+        except OSError as error:
+            raise _cannot_write(ancestor, error) from error
+        retired = staging.with_name(f"{staging.name}.old")
+        try:
+            yield staging
+            staging.chmod(0o777 & ~_umask())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                path.replace(retired)
+            staging.replace(path)
+        finally:
+            if retired.exists() and not path.exists():
+                retired.replace(path)
+            for leftover in (staging, retired):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM in the block into SystemExit, unless somebody else, a training for one, listens to it already."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
     try:
-        staging = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{path.name}."))
-    except OSError as error:
-        raise _cannot_write(ancestor, error) from error
-    retired = staging.with_name(f"{staging.name}.old")
-    try:
-        yield staging
-        staging.chmod(0o777 & ~_umask())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.replace(retired)
-        staging.replace(path)
+        yield
     finally:
-        if retired.exists() and not path.exists():
-            retired.replace(path)
-        for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_replaceable(path: Path, overwrite: bool, marker: str) -> None:
