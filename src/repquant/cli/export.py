@@ -97,7 +97,7 @@ def _quantize(model: RepVGG, options: Options, checkpoint: Path) -> tuple[RepVGG
     if target.note:
         say(target.note)
     calibration = open_calibration(options, options, options.data, options.rounding_images)
-    if method.rounding == "learned":
+    if method.rounding == "learned" and calibration.rounding:
         say(f"finished layers are kept in {checkpoint}: the same command goes on from there")
     calibrated = calibrate(model, method, target, calibration, kept)
     ranges = activation_ranges(options.calibrator, calibrated.histograms, target, percentile=options.percentile)
