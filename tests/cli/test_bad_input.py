@@ -92,6 +92,7 @@ def assert_refused(result, tmp_path, *words):
             ["--reconstruction-gains", "leave --per-tensor"],
         ),
         ({"rounding": "up"}, ["rounding 'up'", "feedback, learned, nearest"]),
+        ({"weight_ranges": "entropy"}, ["weight ranges 'entropy'", "allowed are max, mse"]),
         ({"identity": "gone"}, ["identity 'gone'", "fused, residual, depthwise, coarse-fine"]),
         ({"equalization": "all"}, ["equalization 'all'", "none, ranges, noise"]),
         ({"target": "tflite"}, ["tflite", "tensorrt, onnxruntime, openvino"]),

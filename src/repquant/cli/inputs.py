@@ -222,6 +222,7 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
     return PtqMethod(
         equalization=options.equalization,  # type: ignore[arg-type]  # the names are checked there
         identity=options.identity,  # type: ignore[arg-type]
+        weight_ranges=options.weight_ranges,  # type: ignore[arg-type]
         rounding=options.rounding,  # type: ignore[arg-type]
         reconstruction=ReconstructionOptions(
             steps=options.reconstruction_steps,

@@ -79,6 +79,9 @@ class MethodOptions:
     identity: str = option(
         "where identity branches go: fused (in the kernel), or a shortcut: residual, depthwise or coarse-fine", "fused"
     )
+    weight_ranges: str = option(
+        "ranges of weights: max, or mse (least squared error without clipping the identity branch; for few bits)", "max"
+    )
     rounding: str = option(
         "feedback (for the inputs that a layer meets), learned (AdaRound; minutes) or nearest (with corrected biases)",
         "feedback",

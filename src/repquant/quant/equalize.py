@@ -15,6 +15,7 @@ from repquant.models.blocks import SqueezeExcite
 from repquant.models.shortcut import diagonal_center
 from repquant.numerics.equalization import LayerStatistics, Shortcut, equalize_ranges, minimize_noise
 from repquant.quant.convert import Layer
+from repquant.quant.diagonal import may_have_identity
 from repquant.quant.sharing import refuse_shared_parameters
 from repquant.quant.target import Target
 
@@ -263,7 +264,7 @@ def _statistics(layer: Layer, inputs: _Moments, outputs: _Moments | None) -> Lay
     kernels = _kernels(layer)
     magnitude, energy = kernels.abs(), kernels.square().sum(2)
     diagonal = None
-    if _may_have_identity(layer):
+    if may_have_identity(layer):
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         channels = torch.arange(len(kernels))
         diagonal = diagonal_center(layer.weight.detach(), groups).double()
@@ -278,15 +279,6 @@ def _statistics(layer: Layer, inputs: _Moments, outputs: _Moments | None) -> Lay
         amax=amax.clamp(min=float(amax.max()) * _QUIET),
         active=torch.ones(len(kernels)) if outputs is None else torch.as_tensor(outputs.positive) / outputs.values,
         taps=kernels.shape[2],
-    )
-
-
-def _may_have_identity(layer: Layer) -> bool:
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.kernel_size == (3, 3)
-        and layer.stride == (1, 1)
-        and layer.in_channels == layer.out_channels
     )
 
 

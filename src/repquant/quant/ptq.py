@@ -23,6 +23,7 @@ from repquant.quant.feedback import round_weights
 from repquant.quant.reconstruct import ReconstructionOptions, reconstruct
 from repquant.quant.rounding_checkpoint import fingerprint, load_layers
 from repquant.quant.target import Target
+from repquant.quant.weight_grids import WEIGHT_RANGES, WeightRanges, find_weight_grids
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Identity = Literal["fused"] | ShortcutKind
@@ -38,6 +39,7 @@ class PtqMethod:
     Attributes:
         equalization: "noise", "ranges" or "none", see `quant.equalize`.
         identity: where the identity branches go, "fused" or a kind of shortcut, see `models.shortcut`.
+        weight_ranges: "max" or "mse", see `quant.weight_grids`.
         rounding: "feedback" (see `quant.feedback`), "learned" (see `quant.reconstruct`) or "nearest".
         reconstruction: how rounding is learned.
 
@@ -47,6 +49,7 @@ class PtqMethod:
 
     equalization: Literal["none"] | Equalization = "noise"
     identity: Identity = "fused"
+    weight_ranges: WeightRanges = "max"
     rounding: Rounding = "feedback"
     reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
 
@@ -54,6 +57,7 @@ class PtqMethod:
         for what, given, allowed in (
             ("equalization", self.equalization, ("none", *EQUALIZATIONS)),
             ("identity", self.identity, IDENTITIES),
+            ("weight ranges", self.weight_ranges, WEIGHT_RANGES),
             ("rounding", self.rounding, ROUNDINGS),
         ):
             if given not in allowed:
@@ -112,10 +116,10 @@ def quantize(
         on_progress: called with what was done since the last call; `progress_total` says of how much.
         checkpoint: file that keeps the layers which learned rounding has finished, for a run that is interrupted.
     """
-    nearest = quantize_model(model, ranges, target, keep_float)
+    nearest = _to_nearest(model, ranges, target, method, keep_float)
     if method.rounding == "nearest":
         corrected = correct_biases(model, nearest, batches, on_progress)
-        return quantize_model(corrected, ranges, target, keep_float)
+        return _to_nearest(corrected, ranges, target, method, keep_float)
     parts = list(batches)
     if not parts:
         return nearest
@@ -126,6 +130,13 @@ def quantize(
     else:
         rounded = reconstruct(model, nearest, images, method.reconstruction, on_step=on_progress, checkpoint=checkpoint)
     return quantize_model(rounded.model, ranges, target, keep_float, rounded.weight_grids)
+
+
+def _to_nearest(
+    model: ModuleT, ranges: Mapping[str, Range], target: Target, method: PtqMethod, keep_float: Collection[str]
+) -> ModuleT:
+    weight_grids = find_weight_grids(model, method.weight_ranges, ranges, target, keep_float)
+    return quantize_model(model, ranges, target, keep_float, weight_grids)
 
 
 def check_rounding_checkpoint(
@@ -144,7 +155,7 @@ def check_rounding_checkpoint(
     Raises:
         InputError: the file is damaged, or was written for other arguments.
     """
-    nearest = quantize_model(model, ranges, target, keep_float)
+    nearest = _to_nearest(model, ranges, target, method, keep_float)
     load_layers(checkpoint, fingerprint(model, nearest, images, method.reconstruction))
 
 

@@ -24,6 +24,7 @@ from repquant.quant.ptq import PtqMethod
 from repquant.quant.qat import QatStart
 from repquant.quant.qat_layers import EquivalentKernel, FoldedKernel, KernelSource
 from repquant.quant.target import Target
+from repquant.quant.weight_grids import find_weight_grids
 
 Batches = Callable[[], Iterable[Tensor]]
 """Gives the same images (N, 3, H, W) each time that it is called."""
@@ -35,8 +36,8 @@ class StartOptions:
 
     Attributes:
         method: of quantization-aware training: "plain", "inserted-bn" or "equivalent-kernel".
-        ptq: equalization; rounding by "feedback" or "nearest"; identities stay in the kernels ("fused") or are
-            additions beside them ("residual").
+        ptq: equalization; ranges of weights; rounding by "feedback" or "nearest"; identities stay in the kernels
+            ("fused") or are additions beside them ("residual").
         calibrator: of the activation ranges.
         percentile: of the calibrator of that name.
 
@@ -95,9 +96,10 @@ def start_qat(
     deploy = _set_apart(deploy, method)
     histograms = collect_histograms(deploy, calibration(), keep_float)
     ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
-    weight_grids = {}
+    weight_grids = find_weight_grids(deploy, method.weight_ranges, ranges, target, keep_float)
     if method.rounding == "feedback" and (parts := list(rounding())):
-        rounded = round_weights(deploy, quantize_model(deploy, ranges, target, keep_float), torch.cat(parts))
+        nearest = quantize_model(deploy, ranges, target, keep_float, weight_grids)
+        rounded = round_weights(deploy, nearest, torch.cat(parts))
         deploy, weight_grids = rounded.model, dict(rounded.weight_grids)
     if options.method == "inserted-bn":
         inserted = inserted or insert_bn(deploy, measure_outputs(deploy, calibration()))

@@ -22,6 +22,7 @@ from repquant.models.fuse import identity_kernel
 from repquant.models.network import RepVGG
 from repquant.numerics.distance import softmax_kl, sqnr_db
 from repquant.numerics.outliers import diagonal_dominance, range_over_sigma
+from repquant.quant.diagonal import may_have_identity
 from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
 from repquant.quant.integers import IntegerParameters
 
@@ -118,10 +119,9 @@ class Sensitivity:
 
 def identity_mask(module: nn.Module) -> Tensor | None:
     """Return where an identity branch lands in the weight, (O, I/groups, 3, 3); None where none fits the shape."""
-    if not isinstance(module, nn.Conv2d) or module.in_channels != module.out_channels:
+    if not may_have_identity(module):
         return None
-    if (module.kernel_size, module.stride) != ((3, 3), (1, 1)):
-        return None
+    assert isinstance(module, nn.Conv2d)
     return identity_kernel(module.out_channels, module.groups).bool()
 
 
