@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def output(steps, weight, scale, bias):
 def error(rows, integers, scale, bias, absolute=False):
     """The mean error of each channel."""
     y, targets = output(rows.steps, integers, scale * rows.input_scale, bias), rows.targets
+    y = y if rows.addend is None else y + rows.addend
     difference = y.relu() - targets.relu() if rows.relu else y - targets
     return (difference.abs() if absolute else difference.square()).mean(0)
 
@@ -111,9 +113,13 @@ def test_the_gradient_of_alpha_is_that_of_autograd(exponent):
 @pytest.mark.parametrize("loss", ["mse", "mae"])
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_the_gradients_through_the_output_are_those_of_autograd(loss, relu, groups):
+@pytest.mark.parametrize("added", [False, True])
+def test_the_gradients_through_the_output_are_those_of_autograd(loss, relu, groups, added):
     rows, counts, scale, bias = problem(groups=groups, relu=relu)
     weights = counts.shape[1]
+    if added:
+        addend = torch.randn(rows.targets.shape, generator=seeded(5))
+        rows = replace(rows, addend=addend, targets=rows.targets + addend)
     accumulator = (scale * rows.input_scale).reshape(groups, 1, -1)
     layer = LayerOutput(rows, accumulator, bias, counts, SCHEME, RoundingOptions(loss=loss, affine=True))
     shift, stretch = layer.parameters
@@ -123,14 +129,15 @@ def test_the_gradients_through_the_output_are_those_of_autograd(loss, relu, grou
     weight = counts.reshape(groups, -1, weights).clone().requires_grad_()
     gain, offset = (value.clone().requires_grad_() for value in (layer.gain, layer.bias))
     x, targets = rows.steps.float().transpose(0, 1), rows.targets.unflatten(1, (groups, -1)).transpose(0, 1)
-    y = torch.bmm(x, weight.transpose(1, 2)) * accumulator * gain + offset
+    addend = rows.addend.unflatten(1, (groups, -1)).transpose(0, 1) if added else 0.0
+    y = torch.bmm(x, weight.transpose(1, 2)) * accumulator * gain + offset + addend
     difference = y.relu() - targets.relu() if relu else y - targets
     mean_error = (difference.abs() if loss == "mae" else difference.square()).mean(1).sum()
     at_nearest = error(rows, nearest(counts), scale, bias, absolute=loss == "mae").sum()
     (mean_error * counts.numel() / at_nearest).backward()
 
     with torch.no_grad():
-        found, shift_gradient, stretch_gradient = layer.gradients(x, weight, targets)
+        found, shift_gradient, stretch_gradient = layer.gradients(x, weight, targets, addend)
     assert torch.allclose(found, weight.grad, rtol=1e-3, atol=1e-4 * weight.grad.abs().max().item())
     unit = (layer.bias - bias.reshape(shift.shape)) / shift
     assert torch.allclose(shift_gradient, offset.grad * unit, rtol=1e-3)
@@ -177,6 +184,16 @@ def test_the_error_behind_a_relu_falls():
     rows, counts, scale, bias = parts
     found = learn(parts)
     assert error(rows, found.integers, scale, found.bias).sum() < 0.3 * error(rows, nearest(counts), scale, bias).sum()
+
+
+def test_what_is_added_to_the_output_is_reckoned_with():
+    """Weights and bias make up for an addend that is wrong in its mean."""
+    rows, counts, scale, bias = problem(relu=True)
+    shortcut = torch.randn(rows.targets.shape, generator=seeded(6)) * 3
+    beside = replace(rows, targets=rows.targets + shortcut, addend=shortcut + 0.5)
+    found = learn((beside, counts, scale, bias))
+    assert error(beside, found.integers, scale, found.bias).sum() < 0.1 * error(beside, counts, scale, bias).sum()
+    assert (found.bias < bias - 0.2).all()
 
 
 def test_integers_are_on_the_grid_and_next_to_the_weight():

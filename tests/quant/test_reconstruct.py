@@ -168,6 +168,21 @@ def test_a_network_with_the_identity_apart(network, images, kind):
     assert setting.error(setting.quantize(rounded)) < 0.5 * setting.error(setting.quantize())
 
 
+@PLAIN
+@pytest.mark.parametrize("kind", SHORTCUT_KINDS)
+def test_the_end_of_a_block_is_behind_its_shortcut(network, images, kind):
+    """With activations of few bits the shortcut is off too: only who sees the sum can make up for that."""
+    split = split_identity(network, kind)
+    setting = Setting(split, images, weight_bits=4, activation_bits=3)
+    errors = {}
+    for granularity in ("layer", "block"):
+        options = ReconstructionOptions(steps=100, batch=64, granularity=granularity)
+        quantized = setting.quantize(setting.reconstruct(options))
+        ends = [form.stages[1](form.stages[0](form.stem(images))).detach() for form in (quantized, split)]
+        errors[granularity] = (ends[0] - ends[1]).square().mean().item()
+    assert errors["block"] < 0.9 * errors["layer"]
+
+
 def test_a_layer_that_no_image_reaches_is_rounded_to_nearest(images):
     torch.manual_seed(0)
     model = Unusual().eval()

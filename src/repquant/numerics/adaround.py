@@ -82,8 +82,9 @@ class LayerRows:
 
     Attributes:
         steps: (R, G, K) int16, the integers of the quantized input, less the zero point.
-        targets: (R, O) float32, the float layer's output.
+        targets: (R, O) float32, what the float network has where the error is taken, before the ReLU.
         input_scale: real value of one input step.
+        addend: (R, O) float32, what the quantized network adds to the layer's output there; None for nothing.
         relu: a ReLU follows; the error is taken behind it.
         float_steps: (R, G, K) float16, the float layer's input in units of the step; needed if `drop` is above 0.
     """
@@ -91,6 +92,7 @@ class LayerRows:
     steps: Tensor
     targets: Tensor
     input_scale: float
+    addend: Tensor | None = None
     relu: bool = False
     float_steps: Tensor | None = None
 
@@ -212,8 +214,8 @@ def learn_rounding(
     output = LayerOutput(rows, scale, bias, counts, scheme, options)
     adam = Adam([rounding.alpha, *output.parameters], options.learning_rate)
     for step in range(options.steps):
-        x, targets = _draw(rows, channels, options, generator)
-        soft_gradient, *gradients = output.gradients(x, rounding.soft(), targets)
+        x, targets, addend = _draw(rows, channels, options, generator)
+        soft_gradient, *gradients = output.gradients(x, rounding.soft(), targets, addend)
         exponent = penalty_exponent(step, options.steps)
         adam.step([rounding.gradient(soft_gradient, exponent, PENALTY), *gradients])
         on_step(1)
@@ -272,8 +274,8 @@ class LayerOutput:
         probe = torch.linspace(0, len(rows.steps) - 1, min(_PROBE, len(rows.steps))).long()
         nearest = counts.round().clamp(scheme.qmin, scheme.qmax).reshape(scale.shape[0], scale.shape[2], -1)
         products = torch.bmm(_groups_first(rows.steps[probe].float()), nearest.transpose(1, 2)) * scale
-        targets = _groups_first(rows.targets[probe].unflatten(1, (scale.shape[0], -1)))
-        error = self._residual(products + self._start, targets)
+        addend = 0.0 if rows.addend is None else _outputs(rows.addend, probe, scale.shape[2])
+        error = self._residual(products + self._start + addend, _outputs(rows.targets, probe, scale.shape[2]))
         self._noise = error.square().mean(1, keepdim=True).sqrt()  # of each channel, in units of the output
         total = error.abs().mean(1).sum() if self._absolute else error.square().mean(1).sum()
         self._weight = counts.numel() / float(total) if total > 0 else 1.0
@@ -302,17 +304,18 @@ class LayerOutput:
         largest = self._scale * self.gain * _LARGEST_BIAS
         return self.bias.clamp(-largest, largest).flatten()
 
-    def gradients(self, x: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
+    def gradients(self, x: Tensor, weight: Tensor, targets: Tensor, addend: Tensor | float = 0.0) -> list[Tensor]:
         """Return the gradients of the error with respect to the weight and to the parameters, in their order.
 
         Args:
             x: inputs in steps.
             weight: soft integers.
             targets: float outputs.
+            addend: what comes on top of the layer's output.
         """
         scale = self._scale * self.gain
         products = torch.bmm(x, weight.transpose(1, 2))
-        y = torch.addcmul(self.bias, products, scale)
+        y = torch.addcmul(self.bias, products, scale).add_(addend)
         error = self._residual(y, targets)
         gradient = error.sign_() if self._absolute else error.mul_(2)
         if self._relu:
@@ -331,15 +334,21 @@ class LayerOutput:
 
 def _draw(
     rows: LayerRows, channels: int, options: RoundingOptions, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return a batch: inputs (G, B, K) in steps and targets (G, B, O/G)."""
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Return a batch: inputs (G, B, K) in steps, targets (G, B, O/G) and addends of the same shape, or 0."""
     chosen = torch.randint(len(rows.steps), (options.batch,), generator=generator)
     x = rows.steps.index_select(0, chosen).float()
     if options.drop:
         assert rows.float_steps is not None
         dropped = _random_mask(x.shape, options.drop, generator)
         x = torch.where(dropped, rows.float_steps.index_select(0, chosen).float(), x)
-    return _groups_first(x), _groups_first(rows.targets.index_select(0, chosen).unflatten(1, (-1, channels)))
+    addend = 0.0 if rows.addend is None else _outputs(rows.addend, chosen, channels)
+    return _groups_first(x), _outputs(rows.targets, chosen, channels), addend
+
+
+def _outputs(values: Tensor, chosen: Tensor, channels: int) -> Tensor:
+    """Return rows of (R, O) as (G, B, O/G)."""
+    return _groups_first(values.index_select(0, chosen).unflatten(1, (-1, channels)))
 
 
 def _random_mask(shape: torch.Size, probability: float, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from repquant.errors import InputError
-from repquant.models.blocks import DeployBlock
+from repquant.models.blocks import DeployBlock, ShortcutBlock
 from repquant.numerics.adaround import LayerRows, RoundingOptions, learn_rounding
 from repquant.numerics.affine import Grid, dequantize
 from repquant.numerics.patches import draw_positions, outputs_at
@@ -48,8 +48,9 @@ class ReconstructionOptions(RoundingOptions):
 
     Args:
         granularity: where the error is measured: "layer", at the output of the convolution or linear layer, or "block",
-            behind the ReLU of its RepVGG block. Layers in and before a squeeze-and-excite block, linear layers, and
-            convolutions outside a RepVGG block are measured at their own output in both cases.
+            behind the ReLU of its RepVGG block, with the identity branch added that is set apart. Layers in and before
+            a squeeze-and-excite block, shortcuts, linear layers, and convolutions outside a RepVGG block are measured
+            at their own output in both cases.
         seed: of the batches.
 
     Raises:
@@ -99,7 +100,7 @@ def reconstruct(
         InputError: models that do not fit each other, images that are no batch, gains on per-tensor grids, or a
             checkpoint that is damaged, of other arguments, or can't be written.
     """
-    layers = _pair_layers(model, quantized)
+    layers = _pair_layers(model, quantized, options.granularity)
     _check(layers, images, options)
     learned = LearnedLayers(checkpoint, lambda: fingerprint(model, quantized, images, options))
     if learned.layers:
@@ -107,13 +108,11 @@ def reconstruct(
     waiting = {name: pair for name, pair in layers.items() if name not in learned.layers}
     if waiting:
         samples = _observe(model, waiting, images, options)
-        before_relu = _convolutions_before_relu(model) if options.granularity == "block" else frozenset()
 
         def learn_in_flight(name: str, x: Tensor) -> QuantizedLayer:
             pair, sample = layers[name], samples.pop(name, None)
             if sample is not None:
-                rows = sample.rows(x, relu=name in before_relu)
-                learned.add(name, _learn(name, pair, rows, options, on_step))
+                learned.add(name, _learn(name, pair, sample.rows(x), options, on_step))
             return pair.quantized_with(learned.layers[name])
 
         _run(quantized, {pair.quantized: partial(learn_in_flight, name) for name, pair in layers.items()}, images)
@@ -121,11 +120,26 @@ def reconstruct(
 
 
 @dataclass(frozen=True)
+class _Block:
+    """The block at whose end the error of its convolution is measured, in one of its forms."""
+
+    module: DeployBlock | ShortcutBlock
+
+    def shortcut(self, x: Tensor) -> Tensor | None:
+        """Return what the block adds to the output of its convolution, for its input; None for nothing."""
+        if isinstance(self.module, DeployBlock):
+            return None
+        y: Tensor = self.module.shortcut_term(self.module.shortcut(x))
+        return y
+
+
+@dataclass(frozen=True)
 class _Pair:
-    """A layer in float and in integers."""
+    """A layer in float and in integers, and both forms of the block at whose end its error is measured, if any."""
 
     floating: Layer
     quantized: QuantizedLayer
+    blocks: tuple[_Block, _Block] | None = None
 
     def nearest(self) -> LearnedLayer:
         integers = self.quantized.integers
@@ -152,11 +166,23 @@ class _Pair:
         return layer
 
 
-def _pair_layers(model: nn.Module, quantized: nn.Module) -> dict[str, _Pair]:
+def _pair_layers(model: nn.Module, quantized: nn.Module, granularity: Granularity) -> dict[str, _Pair]:
     forms = ([x.weight.shape for x in form.modules() if isinstance(x, Layer)] for form in (model, quantized))
     if next(forms) != next(forms):
         raise InputError("the quantized model has other layers than the float model; give the one it was made from")
-    return {name: _Pair(*pair) for name, pair in layer_pairs(model, quantized).items()}
+    blocks = _blocks(model, quantized) if granularity == "block" else {}
+    return {name: _Pair(*pair, blocks.get(name)) for name, pair in layer_pairs(model, quantized).items()}
+
+
+def _blocks(model: nn.Module, quantized: nn.Module) -> dict[str, tuple[_Block, _Block]]:
+    """Return the blocks in both forms by the name of their convolution, where nothing but a ReLU is behind the sum."""
+    return {
+        f"{name}.conv".lstrip("."): (_Block(block), _Block(counterpart))
+        for name, block in model.named_modules()
+        if isinstance(block, DeployBlock | ShortcutBlock)
+        and isinstance(block.se, nn.Identity)
+        and isinstance(counterpart := quantized.get_submodule(name), DeployBlock | ShortcutBlock)
+    }
 
 
 def _check(layers: Mapping[str, _Pair], images: Tensor, options: ReconstructionOptions) -> None:
@@ -170,11 +196,6 @@ def _check(layers: Mapping[str, _Pair], images: Tensor, options: ReconstructionO
             "affine folds gains into one weight scale per output channel, and these weights have one per tensor; "
             "quantize the weights per channel, or reconstruct without affine"
         )
-
-
-def _convolutions_before_relu(model: nn.Module) -> frozenset[str]:
-    blocks = [(name, block) for name, block in model.named_modules() if type(block) is DeployBlock]
-    return frozenset(f"{name}.conv".lstrip(".") for name, block in blocks if isinstance(block.se, nn.Identity))
 
 
 class _Sample:
@@ -205,23 +226,29 @@ class _Sample:
             return  # a layer that is called again: its first call counts
         self._images_seen = first + len(x)
         rows, positions = self._among(first, len(x))
-        self._targets[rows] = outputs_at(maps(y, self._pair.floating), positions)
+        shortcut = self._pair.blocks and self._pair.blocks[0].shortcut(x)
+        total = y if shortcut is None else y + shortcut
+        self._targets[rows] = outputs_at(maps(total, self._pair.floating), positions)
         if self._float_steps is not None:
             steps = inputs_at(self._pair.floating, x, positions) / self._input.scale
             self._float_steps[rows] = steps.clamp(-_HALF_MAX, _HALF_MAX).half()
 
-    def rows(self, x: Tensor, *, relu: bool) -> LayerRows:
+    def rows(self, x: Tensor) -> LayerRows:
         """Return the rows of the quantized layer's input `x` for all images, with the targets."""
-        steps = torch.empty(self._shape, dtype=torch.int16)
+        layer, blocks = self._pair.floating, self._pair.blocks
+        steps, addends = torch.empty(self._shape, dtype=torch.int16), []
         for first in range(0, len(x), _CHUNK):
-            part = self._input.steps(x[first : first + _CHUNK])
+            part = x[first : first + _CHUNK]
             rows, positions = self._among(first, len(part))
-            steps[rows] = inputs_at(self._pair.floating, part, positions).short()
+            steps[rows] = inputs_at(layer, self._input.steps(part), positions).short()
+            if blocks and (shortcut := blocks[1].shortcut(part)) is not None:
+                addends.append(outputs_at(maps(shortcut, layer), positions))
         return LayerRows(
             steps=steps,
             targets=self._targets,
             input_scale=self._input.scale,
-            relu=relu,
+            addend=torch.cat(addends) if addends else None,
+            relu=blocks is not None,
             float_steps=self._float_steps,
         )
 
