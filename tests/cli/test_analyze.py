@@ -49,6 +49,22 @@ def test_folder_and_last_line(analyze, photographs, headline, tmp_path):
     assert "](weights.svg)" in page
 
 
+@pytest.mark.parametrize(("rounding_images", "rounded"), [(8, True), (0, False)])
+def test_advice_knows_what_was_done(analyze, tmp_path, monkeypatch, rounding_images, rounded):
+    """Also that without images to round for nothing was rounded for them."""
+    monkeypatch.setattr("repquant.report.advice.NEGLIGIBLE_KL", 0.0)
+    monkeypatch.setattr("repquant.report.advice.MOST", 0.0)
+    status, _, err = analyze(
+        "--analysis-images", 4, "--equalization", "noise", "--rounding", "learned", "--reconstruction-steps", 2,
+        "--rounding-images", rounding_images,
+    )  # fmt: skip
+    assert status == 0, err
+    analysis = read_analysis(tmp_path / "run" / "analysis.json")
+    assert "--equalization" not in analysis.advice
+    assert ("--rounding" in analysis.advice) != rounded
+    assert any("--rounding-images 0" in note for note in analysis.notes) != rounded
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from sensitivities import layer, measured
 
 from repquant.errors import InputError
-from repquant.quant.sensitivity import Divergence, LayerSensitivity, Sensitivity, StepHistogram
+from repquant.quant.sensitivity import StepHistogram
 from repquant.report.analysis import (
     Analysis,
-    advice,
     headline,
     layer_table,
     markdown_page,
@@ -22,36 +22,6 @@ from repquant.report.analysis import (
     write_analysis,
 )
 from repquant.report.record import CalibrationRecord
-
-
-def divergence(kl):
-    return Divergence(kl=kl, agreement=98.4375)
-
-
-def layer(name, *, kind="conv3x3", share=None, without=10e-3, sigma=3.4):
-    return LayerSensitivity(
-        name=name,
-        kind=kind,
-        range_over_sigma=sigma,
-        range_over_sigma_max=sigma and 594.04,
-        diagonal_share=share,
-        diagonal_ratio=None if share is None else 13.8,
-        weight_sqnr_db=22.0,
-        input_sqnr_db=46.34,
-        only=divergence(0.5e-3),
-        all_but=divergence(without),
-    )
-
-
-def measured(*layers, weights=9e-3, activations=1e-3, both=10e-3, histogram=None):
-    return Sensitivity(
-        images=256,
-        weights=divergence(weights),
-        activations=divergence(activations),
-        both=divergence(both),
-        layers=layers,
-        histogram=histogram,
-    )
 
 
 @pytest.fixture
@@ -142,51 +112,11 @@ def test_headline(analysis):
     }
 
 
-IDENTITY, OTHER = layer("identity", share=1.0), layer("other")
-HALF = 5e-3
-
-
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [
-        (measured(OTHER, both=0.9e-3), ["9.0e-04, below 1e-03", "nothing to do"]),
-        (measured(replace(OTHER, all_but=divergence(0.0)), both=0.0, weights=0.0, activations=0.0), ["nothing to do"]),
-        (
-            measured(OTHER, IDENTITY, replace(IDENTITY, name="second")),
-            ["weights cause 90 %", "2 layers have their diagonal", "set the identity apart", "--rounding feedback"],
-        ),
-        (measured(OTHER, IDENTITY), ["1 layer has its diagonal", "set the identity apart"]),
-        (
-            measured(OTHER, layer("weak", share=0.1)),
-            ["weights cause 90 %", "no identity branch explains it", "--rounding feedback", "--equalization"],
-        ),
-        (
-            measured(IDENTITY, weights=1e-3, activations=3e-3),
-            ["activations cause 75 %", "--calibrator", "--equalization"],
-        ),
-        (measured(OTHER, layer("stem.conv", without=HALF)), ["stem.conv alone causes 50 %", "--keep-float stem.conv"]),
-        (measured(OTHER, layer("a", without=5.1e-3), weights=1e-3, activations=3e-3), ["activations cause 75 %"]),
-        (measured(layer("i", share=1.0, without=1e-3)), ["set the identity apart"]),
-        (
-            measured(layer("i", share=1.0, without=1e-3), weights=1e-3, activations=9e-3),
-            ["Layer i alone causes 90 %", "--keep-float i"],
-        ),
-        (measured(OTHER, layer("pool", kind="pool", without=1e-3)), ["weights cause"]),
-        (measured(OTHER, weights=0.0, activations=0.0), ["Neither weights nor activations", "--calibrator"]),
-    ],
-)
-def test_advice(found, words):
-    sentence = advice(found)
-    assert all(word in sentence for word in words), sentence
-    assert sentence.endswith(".")
-    assert ". " not in sentence
-
-
 def test_remarks(sensitivity):
     assert remarks(sensitivity) == ()
-    (no_identity,) = remarks(measured(OTHER))
+    (no_identity,) = remarks(measured(layer("other")))
     assert "there is no diagonal to look at" in no_identity
-    (constant,) = remarks(measured(IDENTITY, layer("flat", share=0.0, sigma=None)))
+    (constant,) = remarks(measured(layer("identity", share=1.0), layer("flat", share=0.0, sigma=None)))
     assert constant == "no range over sigma where the weights of a channel do not vary: flat"
 
 

@@ -8,7 +8,7 @@ analysis.json, analysis.md and figures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -58,9 +58,9 @@ def run(options: Options) -> None:
     from repquant.numerics.ranges import CALIBRATORS
     from repquant.quant.calibrate import activation_ranges
     from repquant.quant.sensitivity import measure_sensitivity
+    from repquant.report.advice import advice
     from repquant.report.analysis import (
         Analysis,
-        advice,
         headline,
         layer_table,
         markdown_page,
@@ -96,6 +96,7 @@ def run(options: Options) -> None:
         with progress("analyze layers", analysis_loader.images) as advance:
             images = (batch.images for batch in analysis_loader)
             sensitivity = measure_sensitivity(calibrated.model, quantized, images, on_batch=advance)
+        done = method if calibration.rounding else replace(method, rounding="nearest")
         analysis = Analysis(
             output=options.output,
             config=config,
@@ -109,10 +110,11 @@ def run(options: Options) -> None:
             ),
             seconds=perf_counter() - started,
             sensitivity=sensitivity,
-            advice=advice(sensitivity),
+            advice=advice(sensitivity, done, options.calibrator, target),
             notes=(
                 *remarks(sensitivity),
                 *([target.note] if target.note else []),
+                *([] if calibration.rounding else ["--rounding-images 0: weights were rounded to the nearest"]),
                 *([f"{shared} of the images analyzed were calibrated on: the split has no others"] if shared else []),
             ),
             skipped=skipped_images({"calibration": calibration.ranges, "analysis": analysis_loader}),

@@ -1,4 +1,4 @@
-"""An analysis of where quantization loses: its JSON schema, its tables, and the sentence that says what to do next."""
+"""An analysis of where quantization loses: its JSON schema, what it means, and its tables."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -15,10 +15,9 @@ from repquant.quant.sensitivity import Divergence, LayerSensitivity, Sensitivity
 from repquant.report.record import CalibrationRecord
 
 SCHEMA_VERSION = 1
-NEGLIGIBLE_KL = 1e-3
-"""Nats; below it a network answers as its float original on all but a few images in a thousand."""
 
-_MOST = 0.5  # a share that is called most of the whole
+MOST = 0.5
+"""A share that is called most of the whole."""
 _NONE = "-"
 
 
@@ -121,45 +120,13 @@ def recovered_share(sensitivity: Sensitivity, layer: LayerSensitivity) -> float:
 
 def ruled_by_diagonal(sensitivity: Sensitivity) -> tuple[str, ...]:
     """Return the layers in which the diagonal is the largest weight of most output channels."""
-    return tuple(layer.name for layer in sensitivity.layers if (layer.diagonal_share or 0.0) > _MOST)
+    return tuple(layer.name for layer in sensitivity.layers if (layer.diagonal_share or 0.0) > MOST)
 
 
-def advice(sensitivity: Sensitivity) -> str:
-    """Say in one sentence what to do next.
-
-    Nothing where the KL is negligible. Else the larger of weights and activations is to blame, unless one layer alone
-    causes at least half of the KL; where that layer's weights suffer from its diagonal, there is a better cure than to
-    keep it in float.
-    """
-    kl, share = sensitivity.both.kl, weights_share(sensitivity)
-    if kl < NEGLIGIBLE_KL:
-        return f"The KL to float is {kl:.1e}, below {NEGLIGIBLE_KL:.0e}: there is nothing to do."
-    diagonal = ruled_by_diagonal(sensitivity)
-    from_weights = share is not None and share >= _MOST
-    culprit = _worst_layer(sensitivity)
-    if culprit is not None and not (from_weights and culprit.name in diagonal):
-        part = recovered_share(sensitivity, culprit)
-        if part >= _MOST:
-            name = culprit.name
-            return f"Layer {name} alone causes {100 * part:.0f} % of the KL: keep it in float (--keep-float {name})."
-    if share is None:
-        return "Neither weights nor activations do harm by themselves: try another calibrator (ptq --calibrator all)."
-    if not from_weights:
-        return (
-            f"The activations cause {100 * (1 - share):.0f} % of the KL: try another calibrator (ptq --calibrator all) "
-            "or equalization (--equalization noise)."
-        )
-    if not diagonal:
-        return (
-            f"The weights cause {100 * share:.0f} % of the KL, and no identity branch explains it: use error-feedback "
-            "rounding (--rounding feedback) or equalization (--equalization noise)."
-        )
-    layers = "1 layer has its" if len(diagonal) == 1 else f"{len(diagonal)} layers have their"
-    return (
-        f"The weights cause {100 * share:.0f} % of the KL, and {layers} diagonal, where the identity branch lands, as "
-        "the largest weight: scale the channels and round with error feedback (--equalization noise --rounding "
-        "feedback, as ptq does by default), or set the identity apart (--identity residual)."
-    )
+def worst_layer(sensitivity: Sensitivity) -> LayerSensitivity | None:
+    """Return the layer with weights whose absence from the quantized network helps most."""
+    layers = [layer for layer in sensitivity.layers if layer.has_weights]
+    return min(layers, key=lambda layer: layer.all_but.kl, default=None)
 
 
 def remarks(sensitivity: Sensitivity) -> tuple[str, ...]:
@@ -176,7 +143,7 @@ def remarks(sensitivity: Sensitivity) -> tuple[str, ...]:
 def headline(analysis: Analysis) -> dict[str, Any]:
     """Return the figures that an analysis ends with on stdout, ready for strict JSON, to six significant digits."""
     measured = analysis.sensitivity
-    worst, share = _worst_layer(measured), weights_share(measured)
+    worst, share = worst_layer(measured), weights_share(measured)
     return {
         "output": analysis.output,
         "images": measured.images,
@@ -194,12 +161,6 @@ def headline(analysis: Analysis) -> dict[str, Any]:
         "seconds": _six_digits(analysis.seconds),
         "advice": analysis.advice,
     }
-
-
-def _worst_layer(sensitivity: Sensitivity) -> LayerSensitivity | None:
-    """Return the layer with weights whose absence from the quantized network helps most."""
-    layers = [layer for layer in sensitivity.layers if layer.has_weights]
-    return min(layers, key=lambda layer: layer.all_but.kl, default=None)
 
 
 # Its tables
