@@ -4,6 +4,7 @@ import torch
 from repquant.data.datasets import open_split
 from repquant.data.loading import Batch
 from repquant.errors import InputError
+from repquant.train.distributed import Ranks
 from repquant.train.sampling import TrainingSet, validation_loader
 
 CPU = torch.device("cpu")
@@ -103,6 +104,22 @@ def test_unreadable_images_of_all_epochs_are_listed(recipe, tmp_path, noise):
 def test_a_batch_larger_than_the_set_is_refused(noise, recipe):
     with pytest.raises(InputError, match="a batch of 8 is larger than the 7 training images; pass --batch-size 7"):
         TrainingSet(noise(7), recipe(batch_size=8))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "accumulation_steps", "sync_bn"),
+    [(1, 8, True), (1, 8, False), (8, 1, False), (4, 2, False), (2, 4, False)],
+)
+def test_parts_of_one_image_are_refused(noise, recipe, ranks, accumulation_steps, sync_bn):
+    plan = recipe(accumulation_steps=accumulation_steps, sync_bn=sync_bn)
+    with pytest.raises(InputError, match="batch statistics would be those of one image"):
+        TrainingSet(noise(32), plan, ranks=Ranks(world_size=ranks))
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
+def test_parts_of_one_image_have_synchronized_statistics(noise, recipe, accumulation_steps):
+    ranks = Ranks(world_size=8 // accumulation_steps)
+    TrainingSet(noise(32), recipe(accumulation_steps=accumulation_steps), ranks=ranks)
 
 
 def test_the_classes_must_fit_the_network(noise, recipe):

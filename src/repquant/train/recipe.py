@@ -12,8 +12,6 @@ from repquant.train.schedule import parse_sizes, size_at
 AUGMENTATIONS = ("random-resized-crop", "padded-crop", "center-crop")
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("sgd", "adamw")
-STAGES = 5
-"""Parts that `freeze_stages` counts: the stem and the four stages."""
 
 
 def setting(help: str, default: Any = MISSING) -> Any:
@@ -62,7 +60,11 @@ class Recipe:
     label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.1)
     auxiliary_weight: float = setting("weight of the losses of auxiliary heads, where the network has some", 0.1)
     init_weights: str = setting("checkpoint of the same architecture to start from; a head that differs is new", "")
-    freeze_stages: int = setting("parts that stay as they are: 1 is the stem, 2 the stem and the first stage, ...", 0)
+    freeze_stages: int = setting(
+        "parts that stay as they are: 1 is the stem, 2 the stem and the first stage, ..., 5 all but the head; of "
+        "RepVGGplus, whose third stage has two halves, 6",
+        0,
+    )
     precision: str = setting("of the forward pass: float32, or under autocast bfloat16 or (cuda) float16", "float32")
     seed: int = setting("seed of the initial weights, the order of the images and their augmentation", 0)
 
@@ -75,10 +77,9 @@ class Recipe:
         self._require(self.accumulation_steps >= 1, "accumulation_steps", "at least 1")
         self._require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}")
         self._require(0 <= self.ema_decay < 1, "ema_decay", "from 0 to less than 1")
-        self._require(0 <= self.freeze_stages <= STAGES, "freeze_stages", f"from 0 to {STAGES}")
         for name in ("mixup", "cutmix", "clip_norm", "auxiliary_weight"):
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
-        for name in ("reference_batch", "held_back_images", "training_images"):
+        for name in ("reference_batch", "held_back_images", "training_images", "freeze_stages"):
             self._require(getattr(self, name) >= 0, name, "0 or a positive number")
         if self.size_schedule:
             begins = [epoch for epoch, _ in parse_sizes(self.size_schedule)]

@@ -39,7 +39,7 @@ class TrainingSet:
 
     Raises:
         InputError: the images have no labels or another number of classes than the recipe, they do not fill one
-            batch, or a batch can't be shared evenly.
+            batch, or a batch can't be shared evenly, or in parts so small that they have no batch statistics.
     """
 
     def __init__(
@@ -178,6 +178,13 @@ def _require_even_parts(recipe: Recipe, ranks: Ranks) -> None:
         raise InputError(
             f"--batch-size {recipe.batch_size} was given, of all processes together; with {ranks.world_size} processes "
             f"and {recipe.accumulation_steps} accumulation steps it must be a multiple of {parts}"
+        )
+    seen = recipe.batch_size // recipe.accumulation_steps if recipe.sync_bn else recipe.batch_size // parts
+    if seen < 2:
+        raise InputError(
+            f"--batch-size {recipe.batch_size} was given, of all processes together; with {ranks.world_size} processes "
+            f"and {recipe.accumulation_steps} accumulation steps, batch statistics would be those of one image. Raise "
+            "it, lower --accumulation-steps, or with several processes pass --sync-bn true"
         )
 
 

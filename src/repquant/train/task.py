@@ -6,6 +6,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from repquant.errors import InputError
+from repquant.models.blocks import RepVGGBlock
 from repquant.models.repopt import gradient_multipliers
 from repquant.train.gradient_scaling import apply_gradient_scaling
 from repquant.train.losses import classification_loss, custom_l2
@@ -67,11 +69,18 @@ class FloatTask:
 
     A model that returns a pair in training mode, logits and a list of the logits of auxiliary heads, has the losses of
     these added, times `recipe.auxiliary_weight`.
+
+    Raises:
+        InputError: the recipe has the custom L2 and the model no RepVGG block, or freezes more parts than there are.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self.model = model
         self._recipe = recipe
+        if recipe.custom_l2 and not any(isinstance(module, RepVGGBlock) for module in model.modules()):
+            raise InputError(
+                f"--custom-l2 is for the blocks of RepVGG, and {recipe.arch} has none; pass --custom-l2 false"
+            )
         for part in self._frozen_parts():
             part.requires_grad_(False)
 
@@ -107,4 +116,9 @@ class FloatTask:
         if not self._recipe.freeze_stages:
             return []
         parts = [self.model.get_submodule("stem"), *self.model.get_submodule("stages").children()]
+        if self._recipe.freeze_stages > len(parts):
+            raise InputError(
+                f"--freeze-stages {self._recipe.freeze_stages} was given; allowed is from 0 to {len(parts)} for "
+                f"{self._recipe.arch}"
+            )
         return parts[: self._recipe.freeze_stages]
