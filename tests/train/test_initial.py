@@ -5,7 +5,7 @@ from repquant.errors import InputError
 from repquant.models.checkpoints import save_model
 from repquant.models.network import RepVGG, build
 from repquant.models.reparam import reparameterize
-from repquant.train.initial import initial_network
+from repquant.train.initial import bare_network, initial_network
 from repquant.train.recipe import Recipe
 
 
@@ -63,6 +63,21 @@ def test_the_scales_of_a_hyper_search_are_a_start(tmp_path):
     assert network.stem.scale3x3.weight[0].item() == pytest.approx(0.7)
     assert network.head.out_features == 3
     assert origin == f"fresh weights with the scales of {path}"
+
+
+def test_a_repopt_network_without_a_hyper_search_says_what_it_has():
+    _, origin = initial_network(recipe(arch="RepOpt-VGG-tiny"))
+    assert origin == (
+        "fresh weights, seed 4, and the scales that a hyper-search starts with: for those that it finds, train "
+        "RepOpt-VGG-tiny-search and pass its model.safetensors as --init-weights"
+    )
+
+
+def test_a_run_that_goes_on_does_not_need_the_checkpoint_that_it_began_with(tmp_path):
+    network, origin = bare_network(recipe(init_weights=str(tmp_path / "gone.pth")))
+    assert (network.spec.name, network.num_classes) == ("RepVGG-tiny", 3)
+    assert origin == f"the run began with {tmp_path / 'gone.pth'}"
+    assert bare_network(recipe())[1] == "fresh weights, seed 4"
 
 
 def test_the_deploy_form_can_not_be_trained_on(tmp_path):
