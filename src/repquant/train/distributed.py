@@ -19,10 +19,6 @@ from repquant.errors import InputError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others: the main one calibrates for all, which can take longer than torch's own ten
-minutes. Where a process has died, torchrun ends the others at once."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -91,7 +87,7 @@ ONE = Ranks()
 
 
 @contextmanager
-def started_by_torchrun(device: str) -> Iterator[tuple[Ranks, torch.device]]:
+def started_by_torchrun(device: str, patience_hours: float | None = None) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the other processes that torchrun started, for the time of the block; without torchrun there are none.
 
     Yields:
@@ -99,6 +95,8 @@ def started_by_torchrun(device: str) -> Iterator[tuple[Ranks, torch.device]]:
 
     Args:
         device: "cpu" (they talk by gloo) or "cuda" (by NCCL).
+        patience_hours: how long a process waits for the others, where the main one has more to do; None for torch's own
+            10 minutes (NCCL) or 30 (gloo). Where a process has died, torchrun ends the others at once.
 
     Raises:
         InputError: another device, PyTorch finds no GPU, or fewer than there are processes on this machine.
@@ -112,7 +110,8 @@ def started_by_torchrun(device: str) -> Iterator[tuple[Ranks, torch.device]]:
     if ranks.world_size == 1:
         yield ranks, own
         return
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=_PATIENCE)
+    timeout = None if patience_hours is None else timedelta(hours=patience_hours)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=timeout)
     yield ranks, own
     dist.destroy_process_group()  # not after an error: it would wait for the others, which torchrun ends
 
@@ -139,9 +138,17 @@ def open_device(name: str, ranks: Ranks = ONE) -> torch.device:
     return device
 
 
-def distribute(model: nn.Module, device: torch.device, ranks: Ranks) -> nn.Module:
-    """Wrap a model so that its gradients are averaged over the ranks; return the model itself for one."""
+def distribute(model: nn.Module, device: torch.device, ranks: Ranks, *, share_buffers: bool) -> nn.Module:
+    """Wrap a model so that its gradients are averaged over the ranks; return the model itself for one.
+
+    Args:
+        model: all ranks start with the weights and buffers of the main process.
+        device: where it is.
+        ranks: those that train it.
+        share_buffers: whether each pass begins with the buffers of the main process; where batch statistics are
+            synchronized, all ranks have the same without.
+    """
     if ranks.world_size == 1:
         return model
     own = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True, broadcast_buffers=share_buffers)

@@ -36,7 +36,7 @@ class Stepper:
         task.model.to(device)
         if recipe.sync_bn:
             synchronize_batch_norm(task.model, device, ranks)
-        self._network = distribute(task.model, device, ranks)
+        self._network = distribute(task.model, device, ranks, share_buffers=not recipe.sync_bn)
         self.optimizer = make_optimizer(task.parameter_groups(), recipe)
         task.prepare_optimizer(self.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
