@@ -4,27 +4,20 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 
-from repquant.cli import training
-from repquant.cli.main import build_parser, main
-from repquant.models.checkpoints import load_model
-from repquant.models.zoo import ARCHITECTURES, PUBLISHED, SEARCH_SUFFIX
-from repquant.quant.qat_recipe import QatRecipe
-from repquant.train.checkpoint import Checkpoint, Newest, checkpoint_path
-from repquant.train.distributed import Ranks
-from repquant.train.recipe import Recipe
+from repquant.cli.main import main
+from repquant.models.checkpoints import load_model, save_model
+from repquant.models.network import build
+from repquant.train.checkpoint import Checkpoint, checkpoint_path
 from repquant.train.step import Stepper
-
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,11 +127,21 @@ def test_a_finished_run_can_be_resumed(photographs, run, capsys):
         (("--init-weights", "nowhere.pth"), "weights nowhere.pth does not exist"),
         (("--precision", "float16"), "--precision float16 needs --device cuda"),
         (("--size-schedule", "3:24"), "--size-schedule '3:24' was given"),
+        (("--accumulation-steps", "8"), "batch statistics would be those of one image"),
+        (("--arch", "QARepVGG-tiny", "--custom-l2"), "--custom-l2 is for the blocks of RepVGG, and QARepVGG-tiny has"),
+        (("--freeze-stages", "6"), "--freeze-stages 6 was given; allowed is from 0 to 5 for RepVGG-tiny"),
     ],
 )
 def test_bad_input_leaves_no_folder(photographs, tmp_path, capsys, change, message):
     assert train(photographs, tmp_path / "run", *change) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_extra_leaves_no_folder(photographs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert train(photographs, tmp_path / "run", "--tensorboard") == 2
+    assert "--tensorboard needs TensorBoard; pip install 'repquant[train]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -176,6 +179,84 @@ def test_a_run_that_is_asked_to_stop_ends_with_75_and_goes_on_to_the_same_weight
     assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
 
 
+def the_model(run: Path) -> dict[str, torch.Tensor]:
+    return load_model(run / "model.safetensors", "RepVGG-tiny", 2).state_dict()
+
+
+@pytest.mark.parametrize("place", ["repquant.train.initial.initial_network", "repquant.models.checkpoints.save_model"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_before_or_after_the_steps_ends_with_75_too(
+    photographs, run, tmp_path, capsys, monkeypatch, place, number
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(place, lambda *_: signal.raise_signal(number))
+        assert train(photographs, tmp_path / "run", "--custom-l2") == 75
+    assert "stopped as asked; the same command with --resume goes on" in capsys.readouterr().err
+    assert train(photographs, tmp_path / "run", "--custom-l2", "--resume") == 0
+    expected = the_model(run)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in the_model(tmp_path / "run").items())
+
+
+def test_a_signal_to_all_processes_of_a_run_with_workers_ends_it_with_75(photographs, tmp_path):
+    """As a scheduler sends it."""
+    settings = "--arch RepVGG-tiny --num-classes 2 --image-size 24 --crop-ratio 1 --batch-size 8 --epochs 5000"
+    command = [
+        sys.executable,
+        "-m",
+        "repquant",
+        "train",
+        *settings.split(),
+        "--workers",
+        "2",
+        "--checkpoint-steps",
+        "1",
+    ]
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [*command, "--data", str(photographs), "--output", str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and not any(folder.glob("checkpoint-*.pth")):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, errors
+    (step,) = re.findall(r"stopped as asked after step (\d+) of 15000", errors)
+    assert Checkpoint.load(checkpoint_path(folder, int(step))).step == int(step)
+    assert "Traceback" not in errors
+
+
+def test_a_resumed_run_does_not_need_the_checkpoint_that_it_began_with(photographs, tmp_path, capsys, stop_after):
+    start = tmp_path / "start.pth"
+    save_model(build("RepVGG-tiny", 2), start)
+    stop_after(4)
+    assert train(photographs, tmp_path / "run", "--init-weights", str(start)) == 75
+    assert f"weights of {start}" in capsys.readouterr().err
+    start.unlink()
+    stop_after(0)
+    assert train(photographs, tmp_path / "run", "--init-weights", str(start), "--resume") == 0
+    assert f"the run began with {start}" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_without_another_goes_back_to_the_best(photographs, tmp_path, capsys, monkeypatch):
+    accuracies = iter((50.0, 40.0, 40.0))
+    monkeypatch.setattr("repquant.train.loop.top1", lambda *_: next(accuracies))
+    assert train(photographs, tmp_path / "run", "--keep", "1") == 0
+    newest = checkpoint_path(tmp_path / "run", 6)
+    newest.write_bytes(newest.read_bytes()[:-50])
+    capsys.readouterr()
+    assert train(photographs, tmp_path / "run", "--keep", "1", "--resume") == 0
+    errors = capsys.readouterr().err
+    assert "checkpoint-00000006.pth is damaged" in errors
+    assert "going on after epoch 1 of 2, step 3 of 6 (best.pth)" in errors
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorBoard's own imports
 def test_what_else_a_run_can_do(photographs, tmp_path, capsys):
     more = "--held-back-images 8 --ema-decay 0.5 --checkpoint-steps 1 --keep 3 --tensorboard --reference-batch 16"
@@ -194,15 +275,43 @@ def test_what_else_a_run_can_do(photographs, tmp_path, capsys):
     assert torch.equal(saved.head.weight, average["module.head.weight"])
 
 
-def test_a_full_disk_at_the_end_says_what_to_do(photographs, tmp_path, capsys, monkeypatch):
-    def save_model(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+def full_disk(monkeypatch, *names: str) -> None:
+    """Let it be full when a file with one of these words in its name is made."""
+    make = tempfile.mkstemp
 
-    monkeypatch.setattr("repquant.models.checkpoints.save_model", save_model)
-    assert train(photographs, tmp_path / "run") == 2
-    assert "No space left on device. The training is complete in the last checkpoint" in capsys.readouterr().err
+    def mkstemp(prefix: str, **others: Any) -> tuple[int, str]:
+        if any(name in prefix for name in names):
+            raise OSError(28, "No space left on device")
+        return make(prefix=prefix, **others)
+
+    monkeypatch.setattr(tempfile, "mkstemp", mkstemp)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "result.json"])
+def test_a_full_disk_at_the_end_says_what_to_do(photographs, tmp_path, capsys, monkeypatch, file):
+    output = tmp_path / "run"
+    full_disk(monkeypatch, file)
+    assert train(photographs, output) == 2
+    assert (
+        f"can't write {output / file}: [Errno 28] No space left on device. The training is complete in the last "
+        f"checkpoint ({checkpoint_path(output, 6)}, step 6 of 6): make room, and pass --resume to go on from there"
+    ) in capsys.readouterr().err
     monkeypatch.undo()
-    assert train(photographs, tmp_path / "run", "--resume") == 0
+    assert train(photographs, output, "--resume") == 0
+
+
+def test_a_disk_that_was_full_for_the_last_checkpoint_too_says_from_where_it_goes_on(
+    photographs, tmp_path, capsys, monkeypatch
+):
+    output = tmp_path / "run"
+    full_disk(monkeypatch, checkpoint_path(output, 6).name, "model.safetensors")
+    assert train(photographs, output) == 2
+    errors = capsys.readouterr().err
+    assert "the disk is full: no checkpoint of step 6" in errors
+    assert (
+        "The last checkpoint could not be written either, and steps have to be done again "
+        f"({checkpoint_path(output, 3)}, step 3 of 6)"
+    ) in errors
 
 
 def test_unknown_keys_of_a_recipe_are_named_with_the_nearest_known_one(photographs, tmp_path, capsys):
@@ -223,57 +332,6 @@ def test_unknown_keys_of_a_recipe_are_named_with_the_nearest_known_one(photograp
     assert "did you mean" not in error
 
 
-def test_another_number_of_processes_is_said(capsys):
-    checkpoint = Checkpoint(
-        step=3,
-        steps_per_epoch=4,
-        world_size=2,
-        model={},
-        average=None,
-        optimizer={},
-        scaler={},
-        sums={},
-        history=[],
-    )
-    plan = Recipe(arch="RepVGG-tiny", sync_bn=False)
-    training._tell_resumed(Newest(checkpoint, ()), plan, Ranks())
-    said = capsys.readouterr().err
-    assert "the run was on 2 processes and is on 1 now: each step has the same images" in said
-    assert "batch statistics are of parts of another size" in said
-    training._tell_resumed(Newest(checkpoint, ()), plan, Ranks(world_size=2))
-    assert "processes" not in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_two_processes_under_torchrun(photographs, tmp_path):
-    settings = "--arch RepVGG-tiny --num-classes 2 --image-size 24 --crop-ratio 1 --batch-size 8 --epochs 2"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    output = tmp_path / "run"
-    command = [*torchrun, "-m", "repquant", "train", *settings.split(), "--data", photographs, "--output", output]
-
-    def call(*more: str) -> subprocess.CompletedProcess[str]:
-        words = [str(word) for word in (*command, *more)]
-        return subprocess.run(
-            words, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-
-    done = call()
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    first = json.loads(line)
-    assert first["epochs"] == 2
-    record = json.loads((output / "result.json").read_text())
-    assert record["float_row"]["images"] == 16
-    assert "trained by 2 processes" in record["notes"]
-    again = call("--resume")
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("going on after epoch 2 of 2") == 1
-    assert json.loads(again.stdout)["top1"] == first["top1"]
-    refused = call()
-    assert refused.returncode != 0
-    assert "is not empty; pass --resume" in refused.stderr
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(photographs, tmp_path, capsys):
     assert train(photographs, tmp_path / "run", "--device", "cuda") == 2
@@ -285,52 +343,3 @@ def test_training_on_some_of_the_images(photographs, tmp_path):
     assert train(photographs, tmp_path / "run", *more) == 0
     assert (tmp_path / "run" / "checkpoint-00000001.pth").is_file()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["float_row"]["images"] == 6
-
-
-@pytest.fixture(scope="module")
-def parser() -> ArgumentParser:
-    return build_parser()
-
-
-def read_recipe(parser: ArgumentParser, path: Path) -> dict[str, Any]:
-    """The options of a recipe as the verb has them that it is for."""
-    verb = "qat" if path.stem.startswith("qat-") else "train"
-    call = [verb, "--config", str(path), "--data", "images", "--output", "run"]
-    parsed = parser.parse_args([*call, "--weights", "float.pth"] if verb == "qat" else call)
-    return vars(parsed[verb])
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_read_by_the_command_line(parser, recipe):
-    parsed = read_recipe(parser, recipe)
-    for name, value in yaml.safe_load(recipe.read_text()).items():
-        expected = "images" if name == "data" else value
-        assert parsed[name] == (tuple(expected) if isinstance(expected, list) else expected)
-    kind = QatRecipe if recipe.stem.startswith("qat-") else Recipe
-    settings = kind(**{field.name: parsed[field.name] for field in fields(kind)})
-    assert settings.arch in ARCHITECTURES
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_the_head_comment_of_a_recipe_says_what_it_is(recipe):
-    head, colon, _ = recipe.read_text().partition("\narch:")
-    assert colon
-    assert all(line.startswith("#") for line in head.splitlines())
-    assert f"--config recipes/{recipe.name}" in head
-    for what in ("Cost: ", "Result: "):
-        assert what in head
-
-
-def test_the_table_of_recipes_names_every_network_of_the_zoo_with_what_is_published():
-    lines = (RECIPES[0].parent / "README.md").read_text().splitlines()
-    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in lines if line.startswith("| "))}
-    named = {path.stem for path in RECIPES}
-    for name in ARCHITECTURES:
-        if not name.endswith(SEARCH_SUFFIX):
-            assert re.findall(r"([\w-]+)\.yaml", rows[name][2])[0] in named
-    for name, figures in PUBLISHED.items():
-        assert float(re.split("[; ]", rows[name][4].strip())[0]) == figures.top1_percent
-
-
-def test_there_are_recipes():
-    assert {"builtin", "imagenet-120", "qat-imagenet"} <= {path.stem for path in RECIPES}

@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,17 @@ import torch
 import yaml
 
 from repquant.errors import InputError
-from repquant.train.checkpoint import Checkpoint, checkpoint_path, is_disk_full, mark_best, newest_checkpoint, open_run
+from repquant.train.checkpoint import (
+    Checkpoint,
+    Newest,
+    checkpoint_path,
+    is_disk_full,
+    mark_best,
+    newest_checkpoint,
+    open_run,
+)
 from repquant.train.recipe import Recipe
+from repquant.train.stopping import StoppedError, stoppable
 
 
 def checkpoint(step: int, val_top1: float = 50.0) -> Checkpoint:
@@ -28,11 +38,18 @@ def checkpoint(step: int, val_top1: float = 50.0) -> Checkpoint:
     )
 
 
+def save(each: Checkpoint, folder: Path, keep: int) -> None:
+    """As a training does."""
+    path = each.save(folder, keep)
+    if each.is_best:
+        mark_best(path)
+
+
 @pytest.fixture
 def run(tmp_path) -> Path:
     """The folder of a run with three checkpoints after its first epoch."""
     for step in (4, 5, 6):
-        checkpoint(step).save(tmp_path, keep=2)
+        save(checkpoint(step), tmp_path, keep=2)
     return tmp_path
 
 
@@ -57,7 +74,7 @@ def test_the_best_is_the_first_epoch_with_the_highest_accuracy(tmp_path, second,
     first, after = checkpoint(4), checkpoint(8)
     after.history[-1]["val_top1"] = second
     for each in (first, after):
-        each.save(tmp_path, keep=1)
+        save(each, tmp_path, keep=1)
     assert names(tmp_path) == ["best.pth", "checkpoint-00000008.pth"]
     assert Checkpoint.load(tmp_path / "best.pth").step == best
 
@@ -73,8 +90,7 @@ def test_without_links_the_best_is_a_copy(run, monkeypatch):
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
-    checkpoint(8, val_top1=60.0).save(run, keep=2)
-    mark_best(checkpoint_path(run, 8))
+    mark_best(checkpoint(8).save(run, keep=2))
     assert Checkpoint.load(run / "best.pth").step == 8
 
 
@@ -88,12 +104,13 @@ def test_checkpoints_of_later_steps_go_when_the_run_went_back(run):
 def test_the_newest_is_taken(run):
     newest = newest_checkpoint(run)
     assert newest.checkpoint.step == 6
+    assert newest.path == checkpoint_path(run, 6)
     assert newest.damaged == ()
 
 
 def test_without_a_checkpoint_there_is_none(tmp_path):
     newest = newest_checkpoint(tmp_path)
-    assert (newest.checkpoint, newest.damaged) == (None, ())
+    assert newest == Newest(None, None, ())
 
 
 def truncate(path: Path) -> None:
@@ -144,10 +161,27 @@ def test_nothing_in_a_checkpoint_is_run(run, tmp_path):
     assert witness.exists()  # it would have been
 
 
-def test_when_all_are_damaged(run):
+def test_when_the_last_ones_are_damaged_the_best_is_taken(run):
     for step in (5, 6):
         truncate(checkpoint_path(run, step))
-    with pytest.raises(InputError, match=r"(?s)no checkpoint in .*06\.pth.*05\.pth.*Remove them to start from the"):
+    newest = newest_checkpoint(run)
+    assert newest.checkpoint.step == 4
+    assert newest.path == run / "best.pth"
+    assert len(newest.damaged) == 2
+
+
+def test_when_all_are_damaged(run):
+    for path in run.iterdir():
+        truncate(path)
+    with pytest.raises(
+        InputError, match=r"(?s)no checkpoint in .*06\.pth.*05\.pth.*best\.pth.*Remove them to start from the"
+    ):
+        newest_checkpoint(run)
+
+
+def test_a_stop_while_a_checkpoint_is_read_does_not_make_it_damaged(run, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with stoppable(), pytest.raises(StoppedError):
         newest_checkpoint(run)
 
 
@@ -239,9 +273,16 @@ def test_what_is_no_run_is_left_alone(tmp_path, recipe):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_half_a_checkpoint_of_a_killed_process_is_removed(tmp_path, recipe):
+def test_half_a_file_of_a_killed_process_is_removed(tmp_path, recipe):
     open_run(tmp_path, recipe(), resume=False)
-    for name in (".checkpoint-00000001.pth.x81k.pth", ".best.pth.71x9.pth"):
+    for name in (
+        ".checkpoint-00000001.pth.x81k.pth",
+        ".best.pth.71x9.pth",
+        ".model.safetensors._1ab.safetensors",
+        ".result.json.k2_5.json",
+        ".mse.onnx.33zz.onnx",
+        ".notes.txt",
+    ):
         (tmp_path / name).write_bytes(b"half")
     open_run(tmp_path, recipe(), resume=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+    assert names(tmp_path) == [".notes.txt", "recipe.yaml"]

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,16 @@ def losses_and_weights(ranks: Ranks, folder: Path, **changes: object) -> dict[st
     training = make_trainer(recipe, ranks=ranks, weights_seed=ranks.rank)
     losses: list[torch.Tensor] = []
     training._losses.add = lambda _, loss: losses.append(ranks.sum(loss) / ranks.world_size)
+    buffers: dict[str, torch.Tensor] = {}
+
+    def on_step(report: Any) -> None:
+        if report.step == 3:  # before a validation gives all ranks those of the main process
+            buffers.update((name, buffer.clone()) for name, buffer in training.model.named_buffers())
+
     folder.mkdir(exist_ok=True)
-    training.fit(folder, on_step=ignore, on_epoch=ignore)
+    training.fit(folder, on_step=on_step, on_epoch=ignore)
     return {
+        "buffers": buffers,
         "losses": torch.stack(losses),
         "model": training.result.state_dict(),
         "top1": [report.val_top1 for report in training.history],
@@ -180,6 +188,14 @@ def test_all_ranks_have_the_same_weights(seen, run):
     assert first["top1"] == second["top1"]
 
 
+@pytest.mark.parametrize("run", ["whole", "parts"])
+def test_synchronized_batch_statistics_are_the_same_in_all_ranks_without_being_sent(seen, run):
+    first, second = (each[run]["buffers"] for each in seen)
+    assert first
+    for name, buffer in first.items():
+        assert torch.equal(second[name], buffer), name
+
+
 def test_each_rank_has_its_part_of_the_batches_in_the_same_order(seen):
     whole = [batch.labels for batch in TrainingSet(NoiseSource(32), plan()).batches(0, 4, CPU)]
     for number, labels in enumerate(whole):
@@ -192,8 +208,8 @@ def test_evaluation_counts_every_image_once(seen):
 
 def test_a_stop_of_one_rank_stops_all_at_the_same_step(seen, folder):
     assert [each["stopped"] for each in seen] == [seen[0]["stopped"]] * 2
-    assert "stopped as asked after step 4 of 16" in seen[0]["stopped"]
-    assert newest_checkpoint(folder / "stopped").checkpoint.step == 4
+    assert "stopped as asked after step 3 of 16" in seen[0]["stopped"]
+    assert newest_checkpoint(folder / "stopped").checkpoint.step == 3
 
 
 def test_a_loss_that_is_not_finite_in_one_rank_ends_all(seen):
@@ -205,7 +221,7 @@ def test_a_loss_that_is_not_finite_in_one_rank_ends_all(seen):
 def test_a_run_goes_on_with_another_number_of_processes(folder):
     checkpoint = newest_checkpoint(folder / "stopped").checkpoint
     assert checkpoint.world_size == 2
-    assert checkpoint.sums["images"] == 32
+    assert checkpoint.sums["images"] == 24
     training = make_trainer(plan(epochs=4))
     training.restore(checkpoint)
     (folder / "alone").mkdir()
@@ -226,6 +242,19 @@ def test_without_torchrun_a_process_is_alone():
     model = nn.Sequential(bn)
     synchronize_batch_norm(model, CPU, ranks)
     assert model[0] is bn
+
+
+@pytest.mark.parametrize(
+    ("patience", "expected"),
+    [({}, {"timeout": None}), ({"patience_hours": 12}, {"timeout": timedelta(hours=12)})],
+)
+def test_how_long_processes_wait_for_each_other(monkeypatch, patience, expected):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **options: said.append(options))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with started_by_torchrun("cpu", **patience):
+        assert said == [expected]
 
 
 @pytest.mark.parametrize(("world_size", "steps"), [(3, 1), (1, 3), (4, 4)])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from repquant.train import loop
 from repquant.train.checkpoint import Checkpoint, checkpoint_path, newest_checkpoint
 from repquant.train.loop import DivergedError
-from repquant.train.stopping import StoppedError, listening
+from repquant.train.stopping import StoppedError, listening, stoppable
 
 
 def ignore(_: object) -> None:
@@ -77,6 +78,28 @@ def test_a_stop_during_validation_leaves_the_validation_to_the_resumed_run(recip
     assert (tmp_path / "best.pth").exists()
 
 
+def test_a_stop_after_the_last_validation_is_not_lost(recipe, trainer, tmp_path):
+    def stop_at_the_end(report) -> None:
+        if report.epoch == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError, match="stopped as asked after step 12 of 12; the same command with --resume"):
+        trainer(recipe()).fit(tmp_path, ignore, stop_at_the_end)
+    assert len(newest_checkpoint(tmp_path).checkpoint.history) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_around_a_training_a_stop_is_an_error_at_once(number):
+    handler = signal.getsignal(number)
+    with stoppable():
+        with listening(is_alone=True) as stop:
+            signal.raise_signal(number)
+        assert stop.requested
+        with pytest.raises(StoppedError, match="stopped as asked; the same command with --resume goes on"):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) == handler
+
+
 def test_a_second_interrupt_ends_at_once_but_not_under_torchrun():
     with listening(is_alone=True) as stop:
         signal.raise_signal(signal.SIGINT)
@@ -137,3 +160,50 @@ def test_after_a_full_disk_a_nan_names_the_checkpoint_that_is_there(recipe, trai
 
     with pytest.raises(DivergedError, match=r"step 10 of 12 .* Last good checkpoint: .*checkpoint-00000004\.pth"):
         training.fit(tmp_path, poison, ignore)
+
+
+def test_what_is_on_the_disk_is_known(recipe, trainer, tmp_path, full_at):
+    full_at(8, 12)
+    training, notices = trainer(recipe()), []
+    assert not training.is_saved
+    training.fit(tmp_path, ignore, ignore, on_notice=notices.append)
+    assert len(notices) == 2
+    assert training.last_good == f"{checkpoint_path(tmp_path, 4)}, step 4 of 12"
+    assert not training.is_saved
+    resumed = trainer(recipe())
+    newest = newest_checkpoint(tmp_path)
+    resumed.restore(newest.checkpoint, newest.path)
+    assert (resumed.last_good, resumed.is_saved) == (training.last_good, True)
+
+
+def test_a_checkpoint_that_could_not_be_named_the_best_is_a_checkpoint(recipe, trainer, tmp_path, monkeypatch):
+    def fail(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop, "mark_best", fail)
+    training, notices = trainer(recipe(epochs=1)), []
+    training.fit(tmp_path, ignore, ignore, on_notice=notices.append)
+    path = checkpoint_path(tmp_path, 4)
+    assert notices == [
+        f"the disk is full: {path} is the best until now and could not be named best.pth too. Training goes on; last "
+        f"good checkpoint: {path}, step 4 of 4"
+    ]
+    assert training.is_saved
+    monkeypatch.undo()
+    trainer(recipe(epochs=1)).restore(Checkpoint.load(path), path)
+    assert Checkpoint.load(tmp_path / "best.pth").step == 4
+
+
+def test_a_run_goes_on_from_the_best_where_the_last_ones_are_damaged(recipe, trainer, tmp_path):
+    trainer(recipe()).fit(tmp_path, ignore, ignore, keep=1)
+    best = Checkpoint.load(tmp_path / "best.pth").step
+    assert best < 12, "the last epoch is the best, so the two are one file: choose another seed"
+    checkpoint_path(tmp_path, 12).write_bytes(b"damaged")
+    newest, resumed = newest_checkpoint(tmp_path), trainer(recipe(), weights_seed=5)
+    resumed.restore(newest.checkpoint, newest.path)
+    assert resumed.last_good == f"{tmp_path / 'best.pth'}, step {best} of 12"
+    resumed.fit(tmp_path, ignore, ignore, keep=1)
+    whole = trainer(recipe())
+    (tmp_path / "whole").mkdir()
+    whole.fit(tmp_path / "whole", ignore, ignore)
+    assert resumed.model.state_dict()["head.weight"].equal(whole.model.state_dict()["head.weight"])

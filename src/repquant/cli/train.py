@@ -7,11 +7,17 @@ result.json. An interrupted run goes on with the same command and --resume; on t
 those of an uninterrupted run, bit for bit. SIGTERM or Ctrl-C ends a run with a checkpoint and exit status 75.
 
   torchrun --nproc-per-node 8 -m repquant train --config RECIPE --data FOLDER --output RUN --device cuda
+
+There the checkpoint is written too, in the 30 s that torchrun leaves its processes, but torchrun itself exits with 1.
+With its --max-restarts, pass --resume from the beginning, which begins a run where there is none: torchrun starts the
+same command again.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +26,13 @@ from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
 from repquant.train.recipe import Recipe
+from repquant.train.stopping import stoppable
 
 if TYPE_CHECKING:
     import torch
 
-    from repquant.models.network import RepVGG
     from repquant.train.distributed import Ranks
+    from repquant.train.loop import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,43 +42,45 @@ class Options(Recipe, RunOptions):
 
 def run(options: Options) -> None:
     """Run the verb."""
-    from repquant.train.distributed import started_by_torchrun
+    with stoppable():
+        from repquant.train.distributed import started_by_torchrun
 
-    with started_by_torchrun(options.device) as (ranks, device):
-        _train(options, ranks, device)
+        with started_by_torchrun(options.device) as (ranks, device):
+            _train(options, ranks, device)
 
 
 def _train(options: Options, ranks: Ranks, device: torch.device) -> None:
     from repquant.bench.environment import environment
     from repquant.cli.training import epoch_line, open_images, summary, train
     from repquant.evaluate.stream import Evaluation, evaluate
-    from repquant.models.network import build
+    from repquant.models.checkpoints import save_model
     from repquant.report.record import Record, write_record
     from repquant.report.rows import measured_row
     from repquant.runtimes.pytorch import PyTorchRuntime
     from repquant.train.checkpoint import newest_checkpoint, open_run
-    from repquant.train.initial import initial_network
+    from repquant.train.initial import bare_network, initial_network
     from repquant.train.loop import Trainer
     from repquant.train.task import FloatTask
 
     config = show_configuration("train", options) if ranks.is_main else {}
     recipe = Recipe(**{setting.name: getattr(options, setting.name) for setting in fields(Recipe)})
     training, validation = open_images(options, recipe, ranks)
-    model, origin = initial_network(recipe)
-    trainer = Trainer(FloatTask(model, recipe), recipe, training, validation, device, ranks)
     output = Path(options.output)
+    newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
+    model, origin = bare_network(recipe) if newest and newest.checkpoint else initial_network(recipe)
+    trainer = Trainer(FloatTask(model, recipe), recipe, training, validation, device, ranks)
     ranks.from_main(lambda: open_run(output, recipe, resume=options.resume))
     if ranks.is_main:
         say(origin)
-    newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
     train(trainer, recipe, options, ranks, newest)
 
-    final = build(recipe.arch, recipe.num_classes)
+    final, _ = bare_network(recipe)
     final.load_state_dict(trainer.result.state_dict())
     final.to(device).eval()
     path = output / "model.safetensors"
     if ranks.is_main:
-        _save(final, path)
+        with _writing(path, trainer):
+            save_model(final, path)
     engine = PyTorchRuntime(final)
     evaluation = Evaluation.concatenate(ranks.gather(evaluate({engine.name: engine}, validation)))
     skipped = dict(ChainMap(*ranks.gather(training.skipped | validation.skipped)))
@@ -99,7 +108,8 @@ def _train(options: Options, ranks: Ranks, device: torch.device) -> None:
         skipped=skipped,
         float_row=row,
     )
-    write_record(record, output / "result.json")
+    with _writing(output / "result.json", trainer):
+        write_record(record, output / "result.json")
     for note in said:
         say(note)
     if skipped:
@@ -117,13 +127,16 @@ def _train(options: Options, ranks: Ranks, device: torch.device) -> None:
     )
 
 
-def _save(model: RepVGG, path: Path) -> None:
-    from repquant.models.checkpoints import save_model
-
+@contextmanager
+def _writing(path: Path, trainer: Trainer) -> Iterator[None]:
+    """Say what there is when a file can't be written after the training."""
     try:
-        save_model(model, path)
-    except OSError as error:
+        yield
+    except (OSError, InputError) as error:
+        training = "The training is complete in the last checkpoint"
+        if not trainer.is_saved:
+            training = "The last checkpoint could not be written either, and steps have to be done again"
         raise InputError(
-            f"can't write {path}: {error.strerror}. The training is complete in the last checkpoint: make room, and "
-            "pass --resume to write the model"
+            f"can't write {path}: {error.__cause__ or error}. {training} ({trainer.last_good}): make room, and pass "
+            "--resume to go on from there"
         ) from error

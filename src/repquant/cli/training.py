@@ -35,10 +35,12 @@ def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[Trai
     """Open this rank's parts of the training and of the validation images.
 
     Raises:
-        InputError: see `TrainingSet` and `validation_loader`; or a number of checkpoints is out of its range.
+        InputError: see `TrainingSet` and `validation_loader`; a number of checkpoints is out of its range, or
+            TensorBoard is asked for and not installed.
     """
     from repquant.data.datasets import open_split
     from repquant.errors import InputError
+    from repquant.train.board import require_tensorboard
     from repquant.train.held_back import hold_back, take
     from repquant.train.sampling import TrainingSet, validation_loader
 
@@ -46,6 +48,8 @@ def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[Trai
         raise InputError(f"--checkpoint-steps {options.checkpoint_steps} was given; allowed is 0 or a positive number")
     if options.keep < 1:
         raise InputError(f"--keep {options.keep} was given; allowed is at least 1")
+    if options.tensorboard:
+        require_tensorboard()
     training, validation = open_split(options.data, "train"), None
     if recipe.held_back_images:
         training, validation = hold_back(training, recipe.held_back_images)
@@ -69,21 +73,20 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
         InputError, StoppedError, OSError: see `Trainer.fit`.
     """
     from repquant.train.board import Board
-    from repquant.train.checkpoint import checkpoint_path
 
     output = Path(options.output)
     if newest is not None:
         if ranks.is_main:
             _tell_resumed(newest, recipe, ranks)
         if newest.checkpoint is not None:
-            trainer.restore(newest.checkpoint, checkpoint_path(output, newest.checkpoint.step))
+            trainer.restore(newest.checkpoint, newest.path)
     if not ranks.is_main:
         trainer.fit(
             output, lambda _: None, lambda _: None, checkpoint_steps=options.checkpoint_steps, keep=options.keep
         )
         return
 
-    board = Board(output / "tensorboard", trainer.step) if options.tensorboard else None
+    board = Board(output / "tensorboard", trainer.step, say) if options.tensorboard else None
     with progress("train", trainer.remaining_images) as advance:
 
         def on_step(report: StepReport) -> None:
@@ -128,16 +131,20 @@ def _tell_resumed(newest: Newest, recipe: Recipe, ranks: Ranks) -> None:
     for damaged in newest.damaged:
         say(f"{damaged}: going back to the one before")
     checkpoint = newest.checkpoint
-    if checkpoint is None:
+    if checkpoint is None or newest.path is None:
         say("there is no checkpoint yet: starting from the beginning")
         return
     total = recipe.epochs * checkpoint.steps_per_epoch
-    say(f"going on after epoch {len(checkpoint.history)} of {recipe.epochs}, step {checkpoint.step} of {total}")
+    done = f"epoch {len(checkpoint.history)} of {recipe.epochs}, step {checkpoint.step} of {total}"
+    say(f"going on after {done} ({newest.path.name})")
     if checkpoint.world_size != ranks.world_size:
         statistics = "" if recipe.sync_bn else ", and batch statistics are of parts of another size"
+        mixing = (
+            ", and mixup, CutMix and RandAugment draw otherwise: each process by itself" if recipe.mixes_batches else ""
+        )
         say(
             f"the run was on {checkpoint.world_size} processes and is on {ranks.world_size} now: each step has the "
-            f"same images, shared otherwise, so sums are rounded in another order{statistics}"
+            f"same images, shared otherwise, so sums are rounded in another order{statistics}{mixing}"
         )
 
 

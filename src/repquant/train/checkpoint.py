@@ -23,6 +23,8 @@ BEST = "best.pth"
 
 _RECIPE = "recipe.yaml"
 _CHECKPOINTS = "checkpoint-*.pth"
+_WRITTEN = (_RECIPE, _CHECKPOINTS, BEST, "model.safetensors", "result.json", "*.onnx")
+"""Names of all files that are written into the folder of a run; each first under a hidden name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Checkpoint:
         return bool(accuracies) and at_end and accuracies[-1] > max(accuracies[:-1], default=-1.0)
 
     def save(self, folder: Path, keep: int) -> Path:
-        """Write the checkpoint, whole or not at all, mark it if it is the best, and remove all but the last `keep`.
+        """Write the checkpoint, whole or not at all, and remove all but the last `keep`; `mark_best` is apart.
 
         Checkpoints of later steps are removed too: this run does not go on from them, so they are damaged.
 
@@ -73,8 +75,6 @@ class Checkpoint:
         path = checkpoint_path(folder, self.step)
         with replace_file(path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-        if self.is_best:
-            mark_best(path)
         paths = sorted(folder.glob(_CHECKPOINTS))
         until_now = paths[: paths.index(path) + 1]
         for old in {*paths} - {*until_now[-keep:]}:
@@ -100,9 +100,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest good checkpoint of a run; None when there is none yet. `damaged` says which newer ones are not."""
+    """The newest good checkpoint of a run and its file; None when there is none yet. `damaged` says which are not."""
 
     checkpoint: Checkpoint | None
+    path: Path | None
     damaged: tuple[str, ...]
 
 
@@ -140,8 +141,8 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file; give a folder")
     if resume:
-        for pattern in (_RECIPE, _CHECKPOINTS, BEST):
-            for leftover in folder.glob(f".{pattern}*"):  # from a process that was killed while it wrote
+        for pattern in _WRITTEN:
+            for leftover in folder.glob(f".{pattern}.*"):  # from a process that was killed while it wrote
                 leftover.unlink()
     if folder.exists() and any(folder.iterdir()):
         if not resume:
@@ -159,22 +160,22 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Newest:
-    """Load the newest checkpoint of a run that is not damaged.
+    """Load the newest checkpoint of a run that is not damaged; where all of the last ones are, that of the best epoch.
 
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
     """
     damaged: list[str] = []
-    for path in sorted(folder.glob(_CHECKPOINTS), reverse=True):
+    for path in (*sorted(folder.glob(_CHECKPOINTS), reverse=True), *folder.glob(BEST)):
         try:
-            return Newest(Checkpoint.load(path), tuple(damaged))
+            return Newest(Checkpoint.load(path), path, tuple(damaged))
         except InputError as error:
             damaged.append(str(error))
     if damaged:
         raise InputError(
             f"no checkpoint in {folder} can be read: {'; '.join(damaged)}. Remove them to start from the beginning"
         )
-    return Newest(None, ())
+    return Newest(None, None, ())
 
 
 def _require_same_recipe(folder: Path, recipe: Recipe) -> None:

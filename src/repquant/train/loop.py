@@ -1,6 +1,7 @@
 """The training loop: step by step, with a validation after each epoch, and checkpoints that it can go on from."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from repquant.data.loading import Batch, Loader
 from repquant.errors import InputError
-from repquant.train.checkpoint import Checkpoint, checkpoint_path, is_disk_full, mark_best
+from repquant.train.checkpoint import BEST, Checkpoint, is_disk_full, mark_best
 from repquant.train.distributed import ONE, Ranks
 from repquant.train.meters import LossWatch, Meter
 from repquant.train.optim import learning_rate
@@ -21,9 +22,6 @@ from repquant.train.step import Stepper
 from repquant.train.stopping import StoppedError, StopRequest, listening
 from repquant.train.task import Task
 from repquant.train.validation import top1
-
-_READ_EVERY = 10
-"""Steps between two looks at the losses; each of them makes the device wait for this process."""
 
 _SMALLEST_BFLOAT16_IMAGE = 17
 """On the CPU. With 16 pixels or fewer the last stage's input is 1 x 1, and there oneDNN's weight gradient of a 3x3
@@ -73,8 +71,8 @@ class Trainer:
         self._stepper = Stepper(task, recipe, device, ranks)
         self.step = 0
         self._meter = Meter(device)
-        self._losses = LossWatch()
-        self._last_good: Path | None = None
+        self._losses = LossWatch(device)
+        self._saved: tuple[Path, int] | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -90,6 +88,16 @@ class Trainer:
     def remaining_images(self) -> int:
         """Training images of all steps that are not done."""
         return (self._total_steps - self.step) * self._recipe.batch_size
+
+    @property
+    def last_good(self) -> str:
+        """The last checkpoint that was written or restored, and its step, for messages."""
+        return "none yet" if self._saved is None else f"{self._saved[0]}, step {self._saved[1]} of {self._total_steps}"
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the last checkpoint has all steps that are done."""
+        return self._saved is not None and self._saved[1] == self.step
 
     def fit(
         self,
@@ -109,8 +117,8 @@ class Trainer:
             on_epoch: called after each epoch's checkpoint.
             checkpoint_steps: steps between checkpoints within an epoch; 0 for none.
             keep: how many of the last checkpoints stay.
-            on_notice: called with a sentence when a checkpoint could not be written because the disk is full. The
-                training goes on.
+            on_notice: called with a sentence, in the main process, when a checkpoint could not be written because the
+                disk is full. The training goes on.
 
         Raises:
             DivergedError: the loss or a weight is not finite. No checkpoint has such weights.
@@ -128,7 +136,7 @@ class Trainer:
                 if self.step < self._end_of_epoch:
                     on_step(self._take_step(batches))
                     is_due = checkpoint_steps and self.step % checkpoint_steps == 0
-                    is_reading = is_due or self.step % _READ_EVERY == 0 or self.step == self._end_of_epoch
+                    is_reading = is_due or self._losses.is_due or self.step == self._end_of_epoch
                     is_stopping = False
                     if is_reading or (stop.requested and self._ranks.world_size == 1):
                         is_stopping = self._read_losses(stop)
@@ -142,6 +150,8 @@ class Trainer:
                         on_epoch(report)
                 if is_stopping:
                     raise self._stopped()
+            if stop.requested:  # too late for the other ranks to know, and each of them was asked
+                raise self._stopped()
 
     def checkpoint(self) -> Checkpoint:
         """Return the state that `restore` goes on from. Collective."""
@@ -174,9 +184,10 @@ class Trainer:
         self.step = checkpoint.step
         self._meter = Meter(self._device)
         self._meter.restore(checkpoint.sums, self._ranks)
-        self._last_good = path
-        if path is not None and self._ranks.is_main and checkpoint.is_best:
-            mark_best(path)  # the process may have ended between the two names
+        if path is not None:
+            self._saved = path, self.step
+            if self._ranks.is_main and checkpoint.is_best and path.name != BEST:
+                mark_best(path)  # the process may have ended between the two names
 
     @property
     def _total_steps(self) -> int:
@@ -238,18 +249,27 @@ class Trainer:
         averaged = () if checkpoint.average is None else checkpoint.average.values()
         if not _all_finite([*checkpoint.model.values(), *averaged]):
             raise self._diverged("weights are not finite", self.step - 1)
-        if not self._ranks.is_main:
-            self._last_good = checkpoint_path(folder, self.step)
-            return
+
+        def write() -> tuple[Path, int] | None:
+            with self._going_on(f"no checkpoint of step {self.step} in {folder}", on_notice):
+                path = checkpoint.save(folder, keep)
+                self._saved = path, self.step
+                if checkpoint.is_best:
+                    with self._going_on(f"{path} is the best until now and could not be named {BEST} too", on_notice):
+                        mark_best(path)
+            return self._saved
+
+        self._saved = self._ranks.from_main(write)
+
+    @contextmanager
+    def _going_on(self, consequence: str, on_notice: Callable[[str], None]) -> Iterator[None]:
+        """Let a full disk have this consequence alone."""
         try:
-            self._last_good = checkpoint.save(folder, keep)
+            yield
         except (OSError, InputError) as error:
             if not is_disk_full(error):
                 raise
-            on_notice(
-                f"the disk is full: no checkpoint of step {self.step} in {folder}. Training goes on; last good "
-                f"checkpoint: {self._last_good or 'none yet'}"
-            )
+            on_notice(f"the disk is full: {consequence}. Training goes on; last good checkpoint: {self.last_good}")
 
     def _learning_rate(self, step: int) -> float:
         recipe, steps = self._recipe, self._training.steps
@@ -264,13 +284,13 @@ class Trainer:
         return DivergedError(
             f"training has diverged: {what} at step {step + 1} of {self._total_steps} "
             f"(epoch {step // self._training.steps + 1}), learning rate {self._learning_rate(step):.6g}; "
-            f"lower --learning-rate or raise --warmup-epochs. Last good checkpoint: {self._last_good or 'none yet'}"
+            f"lower --learning-rate or raise --warmup-epochs. Last good checkpoint: {self.last_good}"
         )
 
     def _stopped(self) -> StoppedError:
         return StoppedError(
             f"stopped as asked after step {self.step} of {self._total_steps}; the same command with --resume goes on. "
-            f"Last good checkpoint: {self._last_good or 'none'}"
+            f"Last good checkpoint: {self.last_good}"
         )
 
 

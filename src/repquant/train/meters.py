@@ -64,12 +64,33 @@ class Meter:
             self.images = int(totals["images"])
 
 
-class LossWatch:
-    """The losses of the last steps, which stay on the device until several are read at once."""
+def steps_between_readings(device: torch.device, step_seconds: float) -> int:
+    """After how many steps to look at their losses again, and at whether any rank was asked to stop.
 
-    def __init__(self) -> None:
+    Each step on the CPU, where it costs nothing. A GPU has to wait meanwhile: every tenth there, but with slow steps
+    about once a second, because torchrun kills ranks that have not stopped after 30 s.
+    """
+    return 1 if device.type == "cpu" else max(1, min(10, int(1 / step_seconds)))
+
+
+class LossWatch:
+    """The losses of the last steps, which stay on the device until several are read at once.
+
+    Attributes:
+        latest: loss that was read last; None before the first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.latest: float | None = None
+        self._device = device
         self._pending: list[tuple[int, Tensor]] = []
+        self._interval = 1
+        self._began = perf_counter()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to `read` now; the same in all ranks."""
+        return len(self._pending) >= self._interval
 
     def add(self, step: int, loss: Tensor) -> None:
         """Keep this rank's mean loss of a step."""
@@ -91,10 +112,13 @@ class LossWatch:
         self._pending = []
         if not losses:
             return None, self.latest or 0.0, is_stopping
-        flag = losses[0].new_tensor(float(is_stopping))
-        stop, *sums = ranks.sum(torch.stack([flag, *losses])).tolist()
+        own = torch.stack(losses).cpu()  # waits for the device, so that its time counts
+        others = own.new_tensor([is_stopping, perf_counter() - self._began])
+        stop, seconds, *sums = ranks.sum(torch.cat([others, own]).to(self._device)).tolist()
         means = [value / ranks.world_size for value in sums]
         self.latest = means[-1]
+        self._interval = steps_between_readings(self._device, seconds / ranks.world_size / len(steps))
+        self._began = perf_counter()
         for step, loss in zip(steps, means, strict=True):
             if not isfinite(loss):
                 return step, loss, stop > 0

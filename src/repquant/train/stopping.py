@@ -2,13 +2,16 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
-class StoppedError(Exception):
-    """The training was asked to stop, and can be resumed. The command line exits with 75 (EX_TEMPFAIL)."""
+class StoppedError(BaseException):
+    """The training was asked to stop, and can be resumed. The command line exits with 75 (EX_TEMPFAIL).
+
+    No Exception, as KeyboardInterrupt is none: it may come while a file is read, and does not mean that it is damaged.
+    """
 
 
 class StopRequest:
@@ -16,6 +19,20 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise StoppedError in the block on SIGTERM or Ctrl-C, wherever it is; `listening` within goes before it.
+
+    For what surrounds a training: it leaves files whole or not at all, and a resumed run does it again.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise StoppedError("stopped as asked; the same command with --resume goes on")
+
+    with _handling(stop):
+        yield
 
 
 @contextmanager
@@ -27,18 +44,24 @@ def listening(is_alone: bool) -> Iterator[StopRequest]:
             there the second one is noted too, and torchrun itself ends a process that takes too long.
     """
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # where signals can't be received
-        yield stop
-        return
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.requested and number == signal.SIGINT and is_alone:
             signal.default_int_handler(number, frame)
         stop.requested = True
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handling(note):
         yield stop
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # where signals can't be received
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
