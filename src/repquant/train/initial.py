@@ -24,7 +24,7 @@ def initial_network(recipe: Recipe) -> tuple[RepVGG, str]:
     """
     torch.manual_seed(recipe.seed)
     if not recipe.init_weights:
-        return build(recipe.arch, recipe.num_classes), f"fresh weights, seed {recipe.seed}{_scales(recipe)}"
+        return build(recipe.arch, recipe.num_classes), _fresh(recipe)
     path = builtin_weights() if recipe.init_weights == "builtin" else Path(recipe.init_weights)
     tensors = load_tensors(path)
     head = from_native("head.weight", detect(tensors))
@@ -52,17 +52,15 @@ def bare_network(recipe: Recipe) -> tuple[RepVGG, str]:
 
     The file that `recipe.init_weights` names is not needed any more.
     """
-    origin = (
-        f"the run began with {recipe.init_weights}" if recipe.init_weights else f"fresh weights, seed {recipe.seed}"
-    )
+    origin = f"the run began with {recipe.init_weights}" if recipe.init_weights else _fresh(recipe)
     return build(recipe.arch, recipe.num_classes), origin
 
 
-def _scales(recipe: Recipe) -> str:
-    """What a person has to know about the scales of a RepOpt-VGG without a hyper-search; nothing for other networks."""
+def _fresh(recipe: Recipe) -> str:
+    origin = f"fresh weights, seed {recipe.seed}"
     if get_spec(recipe.arch).block != "repopt":
-        return ""
+        return origin
     return (
-        ", and the scales that a hyper-search starts with: for those that it finds, train "
+        f"{origin}, and the scales that a hyper-search starts with: for those that it finds, train "
         f"{recipe.arch}{SEARCH_SUFFIX} and pass its model.safetensors as --init-weights"
     )
