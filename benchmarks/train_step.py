@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
+from repquant.allocation import keep_freed_memory
 from repquant.bench.environment import environment, machine_lines
 from repquant.bench.latency import Ratio, measure_latency, ratio
 from repquant.data.loading import Batch
@@ -73,6 +74,7 @@ LAYOUTS = {  # processes, threads of each, synchronized batch statistics
 
 def main() -> None:
     arguments = parse()
+    keep_freed_memory()  # as the command line does
     if arguments.worker:
         work(arguments)
         return

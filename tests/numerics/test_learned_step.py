@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repquant.numerics import learned_step
 from repquant.numerics.affine import Grid, Scheme, fake_quantize, grid_for_range
 from repquant.numerics.learned_step import gradient_factor, learned_fake_quantize
 
@@ -11,7 +12,7 @@ SCHEMES = [
     Scheme(bits=4, narrow=True),
     Scheme(bits=8, signed=False, symmetric=False),
     Scheme(bits=3, channel_axis=0),
-    Scheme(bits=5, channel_axis=1),
+    Scheme(bits=5, channel_axis=0, narrow=True),
 ]
 
 
@@ -28,6 +29,33 @@ def test_it_equals_fake_quantization_bit_for_bit(scheme):
     of_x = grid(x, scheme)
     found = learned_fake_quantize(x, of_x.scale, of_x.zero_point, scheme, 1.0)
     assert torch.equal(found, fake_quantize(x, of_x))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_parts_make_no_difference(scheme, monkeypatch):
+    x = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(0))
+    of_x = grid(x, scheme)
+    gradients = []
+    for part in (1 << 18, 7):
+        monkeypatch.setattr(learned_step, "_PART", part)
+        leaf, scale = x.clone().requires_grad_(), of_x.scale.clone().requires_grad_()
+        y = learned_fake_quantize(leaf, scale, of_x.zero_point, scheme, 1.0)
+        y.backward(x + 1)
+        gradients.append((y.detach(), leaf.grad, scale.grad))
+    for whole, parts in zip(*gradients, strict=True):
+        assert torch.allclose(whole, parts, rtol=1e-5)
+
+
+def test_the_gradient_of_the_scale_does_not_cancel():
+    """The gradient of large maps is a small difference of large sums in the usual form."""
+    x = torch.rand(1 << 20, generator=torch.Generator().manual_seed(0)) * 20
+    weights = torch.randn(len(x), generator=torch.Generator().manual_seed(1)) + 1
+    scale = torch.tensor(0.1, requires_grad=True)
+    y = learned_fake_quantize(x, scale, torch.tensor(0, dtype=torch.int32), Scheme(bits=8), 1.0)
+    y.backward(weights)
+    steps = x.double() / 0.1
+    errors = torch.where(steps <= 127, steps.round() - steps, 127.0)
+    assert float(scale.grad) == pytest.approx(float((weights.double() * errors).sum()), rel=1e-5)
 
 
 def test_gradients_computed_by_hand():

@@ -10,6 +10,7 @@ from types import ModuleType
 from jsonargparse import ArgumentParser, Namespace
 
 from repquant import __version__
+from repquant.allocation import keep_freed_memory
 from repquant.cli.parser import SuggestingParser, add_options
 from repquant.errors import InputError
 from repquant.train.stopping import StoppedError
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     verb = _module(parsed.verb)
     chosen: Namespace = parsed[parsed.verb]
+    keep_freed_memory()
     try:
         verb.run(verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)}))
     except InputError as error:

@@ -67,11 +67,14 @@ def _(block: RepVGGBlock) -> tuple[Tensor, Tensor]:
     w3 = block.conv3x3.conv.weight
     t3, shift3 = inference_scale_shift(block.conv3x3.bn)
     t1, shift1 = inference_scale_shift(block.conv1x1.bn)
-    kernel = per_output(t3) * w3 + pad_pointwise(per_output(t1) * block.conv1x1.conv.weight)
+    kernel = per_output(t3) * w3
+    # In place, where the small branches land: training makes a kernel at each step.
+    center = kernel[:, :, 1, 1]
+    center.add_(t1.view(-1, 1) * block.conv1x1.conv.weight[:, :, 0, 0])
     bias = shift3 + shift1
     if block.identity is not None:
         t0, shift0 = inference_scale_shift(block.identity)
-        identity = identity_kernel(block.spec.in_channels, block.spec.groups, w3.dtype, w3.device)
-        kernel = kernel + per_output(t0) * identity
+        output_channel = torch.arange(len(t0), device=t0.device)
+        center[output_channel, output_channel % center.shape[1]] += t0
         bias = bias + shift0
     return kernel, bias

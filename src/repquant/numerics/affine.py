@@ -63,7 +63,7 @@ class Grid:
 
     def step_counts(self, x: Tensor) -> Tensor:
         """Return x in units of the step, before rounding and clipping."""
-        return x * along_axis(1.0 / self.scale, x, self.scheme.channel_axis)
+        return x * _along_axis(1.0 / self.scale, x, self.scheme.channel_axis)
 
 
 def grid_for_range(low: Tensor | float, high: Tensor | float, scheme: Scheme) -> Grid:
@@ -115,14 +115,14 @@ def quantize(x: Tensor, grid: Grid) -> Tensor:
     of `fake_quantize` bit for bit.
     """
     scheme = grid.scheme
-    zero_point = along_axis(grid.zero_point, x, scheme.channel_axis)
+    zero_point = _along_axis(grid.zero_point, x, scheme.channel_axis)
     return (torch.round(grid.step_counts(x)) + zero_point).clamp(scheme.qmin, scheme.qmax).to(torch.int32)
 
 
 def dequantize(q: Tensor, grid: Grid) -> Tensor:
     """Return the float32 values of integers on `grid`."""
     axis = grid.scheme.channel_axis
-    return (q - along_axis(grid.zero_point, q, axis)).to(torch.float32) * along_axis(grid.scale, q, axis)
+    return (q - _along_axis(grid.zero_point, q, axis)).to(torch.float32) * _along_axis(grid.scale, q, axis)
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
@@ -138,8 +138,7 @@ def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     )
 
 
-def along_axis(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """Return one value for each channel in the shape that broadcasts over `x`; a scalar where `axis` is None."""
+def _along_axis(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
     if axis is None:
         return values
     shape = [1] * x.dim()

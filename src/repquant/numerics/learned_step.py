@@ -4,16 +4,21 @@ Esser et al., "Learned Step Size Quantization", ICLR 2020. With v = x / s, the g
 respect to s is round(v) - v where v lies inside the grid and the grid's end where it is clipped.
 """
 
+from collections.abc import Iterator
 from math import sqrt
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from repquant.numerics.affine import Grid, Scheme, along_axis
+from repquant.numerics.affine import Scheme
 
 SMALLEST_SCALE = 1e-12
 """Scales are kept at or above this."""
+
+_PART = 1 << 18
+"""Values in a part: 1 MiB in float32."""
 
 
 def gradient_factor(elements: int, scheme: Scheme) -> float:
@@ -33,7 +38,7 @@ def learned_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: 
 
     Args:
         x: any shape, float32.
-        scale: positive, () or (C,) along the scheme's channel axis, float32.
+        scale: positive, () or (C,) along the scheme's channel axis, which is the first; float32.
         zero_point: int32, same shape; it is not learned.
         scheme: the integer grid.
         factor: of the scale's gradient, see `gradient_factor`.
@@ -47,38 +52,72 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, factor: float) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.scheme, ctx.factor = scheme, factor
-        return _rounded(x, Grid(scale, zero_point, scheme))
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        low, high = _ends(x, zero_point, scheme)
+        for source, step, target in _parts(scheme, scale, x, y):
+            torch.mul(source, 1.0 / step, out=target).round_().clamp_(low, high).mul_(step)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, scale, zero_point = ctx.saved_tensors
-        grid = Grid(scale, zero_point, ctx.scheme)
-        low, high = (along_axis(scale, x, ctx.scheme.channel_axis) * end for end in _ends(x, grid))
-        inside = (x >= low).logical_and_(x <= high).to(x.dtype)
-        through = gradient * inside
-        if not ctx.needs_input_grad[1]:
+        x, gradient = x.contiguous(), gradient.contiguous()
+        through = torch.empty_like(gradient)
+        low, high = _ends(x, zero_point, ctx.scheme)
+        totals = []
+        for source, step, of_y, of_x in _parts(ctx.scheme, scale, x, gradient, through):
+            steps = source * (1.0 / step)
+            _straight_through(of_y, steps, low, high, out=of_x)
+            if ctx.needs_input_grad[1]:
+                rounded = steps.round().clamp_(low, high)
+                clipped = steps.clamp_(low, high)
+                # Rounding errors inside the grid, and its ends outside; by themselves, because their sum would cancel.
+                totals.append(_sum(of_y, rounded.sub_(clipped)) + _sum(of_y - of_x, clipped))
+        if not totals:
             return through, None, None, None, None
-        # Inside the grid y - x, outside y; the difference first, because the sums would cancel.
-        errors = _rounded(x, grid).addcmul_(x, inside, value=-1)
-        axis = ctx.scheme.channel_axis
-        if axis is None:
-            total = torch.dot(gradient.flatten(), errors.flatten())
-        else:
-            total = (gradient * errors).sum([dim for dim in range(x.dim()) if dim != axis])
-        return through, total / scale * ctx.factor, None, None, None
+        total = torch.stack(totals).sum() if ctx.scheme.channel_axis is None else torch.cat(totals)
+        return through, total * ctx.factor, None, None, None
 
 
-def _rounded(x: Tensor, grid: Grid) -> Tensor:
-    """`affine.fake_quantize` without a gradient: the same bits, and no mask as torch's kernels make for theirs."""
-    low, high = _ends(x, grid)
-    steps = grid.step_counts(x).round_()
-    return steps.clamp_(low, high).mul_(along_axis(grid.scale, x, grid.scheme.channel_axis))
+def _parts(scheme: Scheme, scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Return matching parts of contiguous tensors of one shape, small enough for a cache, behind the first its scale.
+
+    Passes over a part come from the cache, not from memory: half of the time on the CPU. With a channel axis a part is
+    a matrix of some channels' rows.
+    """
+    axis = scheme.channel_axis
+    if axis is None:
+        for first, *others in zip(*(tensor.view(-1).split(_PART) for tensor in tensors), strict=True):
+            yield first, scale, *others
+        return
+    assert axis == 0, "a scale for each output channel of a kernel"
+    rows = [tensor.view(len(tensor), -1) for tensor in tensors]
+    count = max(1, _PART // max(1, rows[0].shape[1]))
+    for steps, first, *others in zip(
+        scale.view(-1, 1).split(count), *(matrix.split(count) for matrix in rows), strict=True
+    ):
+        yield first, steps, *others
 
 
-def _ends(x: Tensor, grid: Grid) -> tuple[Any, Any]:
-    """Return the smallest and largest number of steps from zero: numbers, or tensors along the channel axis."""
-    scheme = grid.scheme
+def _ends(x: Tensor, zero_point: Tensor, scheme: Scheme) -> tuple[Any, Any]:
+    """Return the smallest and largest number of steps from zero: numbers, but for a tensor that is on a device."""
     if scheme.symmetric:
         return scheme.qmin, scheme.qmax
-    zero_point = along_axis(grid.zero_point, x, scheme.channel_axis).to(x.dtype)
-    return scheme.qmin - zero_point, scheme.qmax - zero_point
+    offset = float(zero_point) if x.device.type == "cpu" else zero_point.to(x.dtype)
+    return scheme.qmin - offset, scheme.qmax - offset
+
+
+def _straight_through(gradient: Tensor, steps: Tensor, low: Any, high: Any, out: Tensor) -> None:
+    """Write the gradient where `steps` lies in the closed interval, and 0 elsewhere."""
+    if isinstance(low, Tensor):
+        torch.mul(gradient, (steps >= low).logical_and_(steps <= high), out=out)
+        return
+    # One pass for two comparisons and a product; it leaves the ends themselves out, so they are moved by a last bit.
+    below, above = (float(np.nextafter(np.float32(end), np.float32(way))) for end, way in ((low, -1e9), (high, 1e9)))
+    torch.ops.aten.hardtanh_backward.grad_input(gradient, steps, below, above, grad_input=out)
+
+
+def _sum(first: Tensor, second: Tensor) -> Tensor:
+    """Return the sum of products, for vectors; for matrices that of each row."""
+    return torch.dot(first, second) if first.dim() == 1 else torch.linalg.vecdot(first, second)

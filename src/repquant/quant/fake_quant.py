@@ -29,9 +29,8 @@ class FakeQuantize(nn.Module):
 
     def steps(self, x: Tensor) -> Tensor:
         """Return q - zero_point as float32: the integers that `x` is rounded to, same shape."""
-        return torch.fake_quantize_per_tensor_affine(
-            x * self._steps_per_unit, 1.0, self.zero_point, self.scheme.qmin, self.scheme.qmax
-        )
+        low, high = self.scheme.qmin - self.zero_point, self.scheme.qmax - self.zero_point
+        return (x * self._steps_per_unit).round_().clamp_(low, high)
 
     def extra_repr(self) -> str:
         """Describe the grid."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repquant.models.blocks import TrainingBlock
 from repquant.models.fuse import equivalent_kernel, identity_kernel, scale_shift
-from repquant.numerics.affine import Grid, Scheme, fake_quantize
+from repquant.numerics.affine import Grid, Scheme
 from repquant.numerics.learned_step import SMALLEST_SCALE, gradient_factor, learned_fake_quantize
 from repquant.quant.integers import smallest_scale, weight_grid
 
@@ -47,10 +47,8 @@ class ActivationQuantizer(nn.Module):
         """Return `x` rounded to the grid, same shape."""
         if not self.enabled:
             return _with_gradient(x, self.scale)
-        if self.scale.requires_grad:
-            factor = gradient_factor(x[0].numel(), self.scheme)
-            return learned_fake_quantize(x.float(), self.scale, self.zero_point, self.scheme, factor)
-        return fake_quantize(x.float(), self.grid())
+        factor = gradient_factor(x[0].numel(), self.scheme)
+        return learned_fake_quantize(x.float(), self.scale, self.zero_point, self.scheme, factor)
 
     def grid(self) -> Grid:
         """Return the grid as it is now."""
@@ -92,11 +90,9 @@ class WeightQuantizer(nn.Module):
             return _with_gradient(kernel, self.scale) if self.scales == "learned" else kernel, bias
         grid = self.grid(kernel, bias, input_scale)
         rounded_bias = None if bias is None else _round_straight_through(bias, input_scale.detach() * grid.scale)
-        if self.scales == "learned":
-            scale = self._bounded_scale(bias, input_scale)
-            factor = gradient_factor(kernel.numel() // scale.numel(), self.scheme)
-            return learned_fake_quantize(kernel, scale, _zeros(scale), self.scheme, factor), rounded_bias
-        return fake_quantize(kernel, grid), rounded_bias
+        scale = self._bounded_scale(bias, input_scale) if self.scales == "learned" else grid.scale
+        factor = gradient_factor(kernel.numel() // scale.numel(), self.scheme)
+        return learned_fake_quantize(kernel, scale, grid.zero_point, self.scheme, factor), rounded_bias
 
     def grid(self, kernel: Tensor, bias: Tensor | None, input_scale: Tensor) -> Grid:
         """Return the grid as it is now."""
