@@ -35,6 +35,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.table import Table
 
+from repquant.allocation import keep_freed_memory
 from repquant.bench.environment import environment, machine_lines
 from repquant.cli.options import MethodOptions
 from repquant.data.calibration import select
@@ -104,7 +105,7 @@ def parse() -> argparse.Namespace:
 
 def alone(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call the function in a fresh process, so that no measurement inherits memory, threads or caches."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=keep_freed_memory) as process:
         return process.submit(function, *args, **kwargs).result()
 
 

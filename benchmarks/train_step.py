@@ -263,7 +263,7 @@ def measure_memory(arguments: argparse.Namespace, name: str) -> dict[str, float]
 
 def alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
     """Call the function in a fresh process, so that no measurement inherits memory."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=keep_freed_memory) as process:
         return process.submit(function, *arguments).result()
 
 
