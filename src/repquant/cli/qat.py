@@ -23,6 +23,7 @@ from repquant.cli.options import CalibrationOptions, ModelOptions, TargetOptions
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
 from repquant.quant.qat_recipe import QatRecipe
+from repquant.train.stopping import stoppable
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +60,12 @@ class Options(Settings, RunOptions):
 
 def run(options: Options) -> None:
     """Run the verb."""
-    from repquant.train.distributed import started_by_torchrun
+    with stoppable():
+        from repquant.train.distributed import started_by_torchrun
 
-    with started_by_torchrun(options.device, patience_hours=12) as (ranks, device):  # the main one calibrates for all
-        _qat(options, ranks, device)
+        # The main process calibrates for all.
+        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device):
+            _qat(options, ranks, device)
 
 
 def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:

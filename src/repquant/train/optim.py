@@ -37,8 +37,8 @@ def decayed_and_free(model: nn.Module, custom_l2: bool) -> tuple[list[nn.Paramet
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> Optimizer:
     """Return the recipe's optimizer on groups of parameters; `set_learning_rate` gives it the one of each step."""
     if recipe.optimizer == "adamw":
-        return AdamW(groups, lr=recipe.peak_learning_rate, betas=(recipe.momentum, 0.999))
-    return SGD(groups, lr=recipe.peak_learning_rate, momentum=recipe.momentum)
+        return AdamW(groups, lr=recipe.peak_learning_rate, betas=(recipe.momentum, 0.999), fused=True)
+    return SGD(groups, lr=recipe.peak_learning_rate, momentum=recipe.momentum, fused=True)
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
