@@ -1,14 +1,28 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from repquant.numerics.distance import expected_drop
 from repquant.quant.ptq import PtqMethod
-from repquant.quant.search import Candidate, Score, judge, methods, search, with_float_layers
+from repquant.quant.search import (
+    FEWEST_STEPS,
+    STEPS,
+    Candidate,
+    Score,
+    affordable_steps,
+    in_time,
+    judge,
+    keeping_layers,
+    methods,
+    search,
+    with_learned_rounding,
+)
 
 ANY = tuple(Candidate(name=name, method=PtqMethod()) for name in ("a", "b", "c"))
 
 
-def searched(drops, max_drop=0.1, ticks=100, last_resort=lambda _: ()):
+def searched(drops, max_drop=0.1, ticks=100, refinements=()):
     """Search candidates whose expected drops are known, with time for so many attempts."""
     tried = []
 
@@ -16,7 +30,7 @@ def searched(drops, max_drop=0.1, ticks=100, last_resort=lambda _: ()):
         tried.append(candidate)
         return Score(agreement=99.0, kl=0.001 * len(tried), expected_drop=drops[candidate.name])
 
-    outcome = search(ANY, last_resort, attempt, max_drop, lambda: len(tried) >= ticks)
+    outcome = search(ANY, refinements, attempt, max_drop, lambda: len(tried) >= ticks)
     assert [candidate for candidate, _ in outcome.attempts] == tried
     return outcome
 
@@ -39,7 +53,7 @@ def test_one_attempt_is_made_without_any_time():
 
 def test_layers_in_float_are_the_last_resort_and_start_from_the_best():
     drops = {"a": 0.5, "b": 0.2, "c": 0.3, "b, 1 in float": 0.2, "b, 2 in float": 0.05}
-    outcome = searched(drops, last_resort=lambda best: with_float_layers(best, ["x", "y", "z", "last"]))
+    outcome = searched(drops, refinements=[lambda best: keeping_layers(best, ["x", "y", "z", "last"])])
     chosen = outcome.attempts[outcome.best][0]
     assert (chosen.name, chosen.keep_float, outcome.met) == ("b, 2 in float", ("x", "y"), True)
 
@@ -50,6 +64,55 @@ def test_nothing_reaches_the_limit():
     assert "nothing tried" in outcome.reason
 
 
+def test_refinements_follow_each_other_each_from_the_best_so_far():
+    drops = {"a": 0.5, "b": 0.2, "c": 0.3, "b+": 0.4, "c+": 0.4, "b, 1 in float": 0.2}
+
+    def plus(best):
+        yield replace(best, name=f"{best.name}+")
+
+    outcome = searched(drops, refinements=[plus, lambda _: (), lambda best: keeping_layers(best, ["x", "y"])])
+    assert [candidate.name for candidate, _ in outcome.attempts[3:]] == ["b+", "b, 1 in float"]
+    assert "nothing tried" in outcome.reason
+
+
+def test_the_time_may_end_with_the_last_candidate():
+    """Then it kept nothing from being tried."""
+    assert "nothing tried" in searched({"a": 0.5, "b": 0.3, "c": 0.2}, ticks=3).reason
+    assert "time was up" in searched({"a": 0.5, "b": 0.3, "c": 0.2}, ticks=2).reason
+
+
+def test_learned_rounding_of_a_candidate():
+    residual = methods(True)[-1]
+    learned = with_learned_rounding(residual, 300)
+    assert learned.name == "equalized, learned rounding, 300 steps, identity as residual"
+    assert (learned.method.rounding, learned.method.identity) == ("learned", "residual")
+    assert learned.method.reconstruction.steps == 300
+    entropy = with_learned_rounding(methods(True)[3], STEPS)
+    assert (entropy.name, entropy.calibrator) == ("equalized, learned rounding, entropy ranges", "entropy")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [(1e9, STEPS), (0.5 * STEPS, STEPS), (150.0, 300), (0.5 * FEWEST_STEPS - 1, 0), (-5.0, 0)]
+)
+def test_as_many_steps_as_there_is_time_for(seconds, steps):
+    assert affordable_steps(0.5, seconds) == steps
+
+
+def test_items_are_given_while_there_is_time():
+    taken = []
+
+    def items():
+        for item in range(5):
+            taken.append(item)
+            yield item
+
+    assert list(in_time(items(), lambda: len(taken) >= 3)) == [0, 1, 2]
+    assert taken == [0, 1, 2], "no work is done for what is not given"
+    taken.clear()
+    assert list(in_time(items(), lambda: True)) == [0]
+    assert list(in_time([], lambda: True)) == []
+
+
 def test_methods_get_dearer_and_only_the_last_changes_the_graph():
     assert [candidate.method.identity for candidate in methods(True)] == ["fused"] * 4 + ["residual"]
     assert methods(True)[:-1] == methods(False)
@@ -57,8 +120,8 @@ def test_methods_get_dearer_and_only_the_last_changes_the_graph():
 
 
 def test_not_every_layer_is_kept_in_float():
-    assert with_float_layers(ANY[0], ["x"]) == ()
-    assert [candidate.keep_float for candidate in with_float_layers(ANY[0], ["x", "y"])] == [("x",)]
+    assert keeping_layers(ANY[0], ["x"]) == ()
+    assert [candidate.keep_float for candidate in keeping_layers(ANY[0], ["x", "y"])] == [("x",)]
 
 
 def test_expected_drop_by_hand():
@@ -76,6 +139,6 @@ def test_sensitive_layers_are_not_looked_for_without_time():
         raise AssertionError("that takes long")
         yield
 
-    outcome = searched({"a": 0.5, "b": 0.3, "c": 0.4}, ticks=3, last_resort=refuse)
+    outcome = searched({"a": 0.5, "b": 0.3, "c": 0.4}, ticks=3, refinements=[refuse])
     assert (len(outcome.attempts), outcome.best) == (3, 1)
     assert "time was up" in outcome.reason

@@ -15,7 +15,7 @@ from repquant.quant.bias_correction import correct_biases
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantization_points, quantize_model
 from repquant.quant.integers import quantize_parameters
-from repquant.quant.sensitivity import identity_mask, measure_sensitivity, step_histogram, swap_each
+from repquant.quant.sensitivity import identity_mask, measure_sensitivity, step_histogram
 from repquant.quant.target import resolve_target
 
 TARGET = resolve_target("tensorrt")
@@ -84,30 +84,6 @@ def measured(strong, images):
 def layer_of(measured, name):
     (layer,) = [layer for layer in measured.layers if layer.name == name]
     return layer
-
-
-def test_alternatives_take_their_segments_place_and_what_is_before_them_runs_once():
-    calls = []
-
-    def first(x):
-        calls.append("first")
-        return x + 1
-
-    def double(x):
-        return 2 * x
-
-    whole, swapped = swap_each(
-        [first, double, torch.neg],
-        [{"zero": torch.zeros_like}, {"keep": lambda x: x, "triple": lambda x: 3 * x}, {}],
-        torch.tensor([1.0, 5.0]),
-    )
-    assert whole.tolist() == [-4, -12]
-    assert {name: y.tolist() for name, y in swapped.items()} == {
-        "zero": [0, 0],
-        "keep": [-2, -6],
-        "triple": [-6, -18],
-    }
-    assert calls == ["first"]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

@@ -1,18 +1,18 @@
 """Quantize to INT8 and lose at most --max-drop points of top-1: the one command for a result.
 
-It tries the cheap methods first, judges them on held-back calibration images (no labels needed), keeps layers in float
-only as a last resort, and ends with the ONNX file, its proof, the trail of what it tried and the reason for its choice.
+It tries the cheap methods first, judges them on held-back calibration images (no labels needed), learns the rounding of
+the best if there is time, keeps layers in float only as a last resort, and ends with the ONNX file, its proof, the
+trail of what it tried and the reason for its choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING
 
-from repquant.cli.console import finish, progress, say, show, show_configuration
+from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
@@ -45,10 +45,9 @@ class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, Mod
 def run(options: Options) -> None:
     """Run the verb."""
     config = show_configuration("quantize", options)
-    import torch
-
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
+    from repquant.cli.attempts import Attempts
     from repquant.cli.inputs import (
         check_runtimes,
         file_sha256,
@@ -63,13 +62,8 @@ def run(options: Options) -> None:
         weights_path,
     )
     from repquant.cli.proof import prove, tell
-    from repquant.cli.quantizing import Calibrated, calibrate, quantize
-    from repquant.models.network import RepVGG
     from repquant.models.shortcut import count_identities
-    from repquant.quant.calibrate import activation_ranges
-    from repquant.quant.ptq import PtqMethod
-    from repquant.quant.search import Candidate, Score, judge, methods, search, with_float_layers
-    from repquant.quant.sensitivity import measure_sensitivity
+    from repquant.quant.search import methods, search
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
     from repquant.runtimes.available import ENGINES, require
@@ -95,66 +89,22 @@ def run(options: Options) -> None:
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         has_validation = options.data == "builtin" or (Path(options.data) / "val").is_dir()
         evaluation = open_loader(options, "val", options.num_classes) if has_validation else held_back
-        started = perf_counter()
-        calibrated: dict[tuple[str, str], Calibrated] = {}
-        seconds: list[float] = []
-        quantized: dict[Candidate, RepVGG] = {}
-
-        @torch.inference_mode()
-        def logits(network: RepVGG) -> torch.Tensor:
-            return torch.cat([network(batch.images) for batch in held_back])
-
-        reference = logits(model)
-
-        def calibrated_for(method: PtqMethod) -> Calibrated:
-            key = (method.equalization, method.identity)
-            if key not in calibrated:
-                calibrated[key] = calibrate(model, method, target, calibration, kept)
-            return calibrated[key]
-
-        def quantize_candidate(candidate: Candidate) -> RepVGG:
-            prepared = calibrated_for(candidate.method)
-            ranges = activation_ranges(candidate.calibrator, prepared.histograms, target, percentile=options.percentile)
-            floats = (*kept, *candidate.keep_float)
-            return quantize(prepared.model, ranges, target, candidate.method, calibration, floats, candidate.name)
-
-        def attempt(candidate: Candidate) -> Score:
-            began = perf_counter()
-            quantized.clear()  # one model in memory; the best one is made again if it is not the last
-            quantized[candidate] = quantize_candidate(candidate)
-            score = judge(reference, logits(quantized[candidate]))
-            seconds.append(perf_counter() - began)
-            say(
-                f"{candidate.name}: expected drop {score.expected_drop:.3f} points, agreement {score.agreement:.2f} %, "
-                f"KL {score.kl:.2e}, {seconds[-1]:.0f} s"
-            )
-            return score
-
-        def float_layers(best: Candidate) -> Iterator[Candidate]:
-            if best not in quantized:
-                quantized.clear()
-                quantized[best] = quantize_candidate(best)
-            with progress("find sensitive layers", held_back.images) as advance:
-                images = (batch.images for batch in held_back)
-                found = measure_sensitivity(calibrated_for(best.method).model, quantized[best], images, advance)
-            layers = sorted((one for one in found.layers if one.has_weights), key=lambda one: -one.only.kl)
-            yield from with_float_layers(best, [layer.name for layer in layers])
-
+        attempts = Attempts(
+            model, target, calibration, held_back, kept, percentile=options.percentile, minutes=options.minutes
+        )
         outcome = search(
             methods(count_identities(model) > 0),
-            float_layers,
-            attempt,
+            (attempts.learn, attempts.keep_layers),
+            attempts,
             options.max_drop,
-            lambda: perf_counter() - started > 60 * options.minutes,
+            attempts.out_of_time,
         )
         chosen = outcome.attempts[outcome.best][0]
-        if chosen not in quantized:
-            quantized[chosen] = quantize_candidate(chosen)
         say(outcome.reason)
 
         proof = prove(
             model,
-            {chosen.calibrator: quantized[chosen]},
+            {chosen.calibrator: attempts.network(chosen)},
             evaluation,
             runtimes,
             options.image_size,
@@ -162,6 +112,7 @@ def run(options: Options) -> None:
             output,
             simulated_only=target.activation.bits < 8,
         )
+        tried = zip(outcome.attempts, attempts.seconds, strict=True)
         record = Record(
             command="quantize",
             output=options.output,
@@ -173,6 +124,7 @@ def run(options: Options) -> None:
             ),
             notes=(
                 outcome.reason,
+                *attempts.notes,
                 *([target.note] if target.note else []),
                 *saturation_notes(target, runtimes),
                 *surprises(options.max_drop, proof.rows if has_validation and outcome.met else ()),
@@ -187,14 +139,14 @@ def run(options: Options) -> None:
                 AttemptRecord(
                     name=candidate.name,
                     keep_float=candidate.keep_float,
-                    images=len(reference),
+                    images=attempts.images,
                     agreement=score.agreement,
                     kl=score.kl,
                     expected_drop=score.expected_drop,
                     seconds=spent,
                     chosen=index == outcome.best,
                 )
-                for index, ((candidate, score), spent) in enumerate(zip(outcome.attempts, seconds, strict=True))
+                for index, ((candidate, score), spent) in enumerate(tried)
             ),
         )
         write_record(record, folder / "result.json")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from repquant.numerics.histogram import Histogram
     from repquant.quant.convert import Range
     from repquant.quant.ptq import PtqMethod
+    from repquant.quant.rounded import Rounded
     from repquant.quant.target import Target
 
 
@@ -99,6 +100,22 @@ def quantize(
     name: str = "",
     checkpoint: Path | None = None,
 ) -> RepVGG:
+    """Return the quantized form of a prepared model; the arguments are those of `round_model`."""
+    return round_model(model, ranges, target, method, calibration, kept, name, checkpoint).quantized(
+        ranges, target, kept
+    )
+
+
+def round_model(
+    model: RepVGG,
+    ranges: Mapping[str, Range],
+    target: Target,
+    method: PtqMethod,
+    calibration: Calibration,
+    kept: Collection[str],
+    name: str = "",
+    checkpoint: Path | None = None,
+) -> Rounded[RepVGG]:
     """Round a prepared model; `name` tells one calibrator from another on the screen.
 
     `checkpoint` is for learned rounding: a run that is interrupted goes on from there.
@@ -107,8 +124,8 @@ def quantize(
 
     loader = calibration.rounding
     if loader is None:
-        return ptq.quantize(model, ranges, target, method, (), kept)
+        return ptq.round_model(model, ranges, target, method, (), kept)
     total = ptq.progress_total(model, method, loader.images, kept)
     with progress(f"round {name}".strip(), total) as advance:
         images = (batch.images for batch in loader)
-        return ptq.quantize(model, ranges, target, method, images, kept, advance, checkpoint)
+        return ptq.round_model(model, ranges, target, method, images, kept, advance, checkpoint)

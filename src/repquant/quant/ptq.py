@@ -17,10 +17,11 @@ from repquant.models.blocks import SHORTCUT_KINDS, ShortcutKind
 from repquant.models.shortcut import split_identity
 from repquant.numerics.equalization import Shortcut
 from repquant.quant.bias_correction import correct_biases
-from repquant.quant.convert import Layer, Range, quantization_points, quantize_model
+from repquant.quant.convert import Layer, Range, quantization_points
 from repquant.quant.equalize import EQUALIZATIONS, Equalization, equalize
 from repquant.quant.feedback import round_weights
 from repquant.quant.reconstruct import ReconstructionOptions, reconstruct
+from repquant.quant.rounded import Rounded
 from repquant.quant.rounding_checkpoint import fingerprint, load_layers
 from repquant.quant.target import Target
 from repquant.quant.weight_grids import WEIGHT_RANGES, WeightRanges, find_weight_grids
@@ -102,7 +103,22 @@ def quantize(
     on_progress: Callable[[int], None] = lambda _: None,
     checkpoint: Path | None = None,
 ) -> ModuleT:
-    """Return the quantized form of a prepared model.
+    """Return the quantized form of a prepared model; the arguments and errors are those of `round_model`."""
+    rounded = round_model(model, ranges, target, method, batches, keep_float, on_progress, checkpoint)
+    return rounded.quantized(ranges, target, keep_float)
+
+
+def round_model(
+    model: ModuleT,
+    ranges: Mapping[str, Range],
+    target: Target,
+    method: PtqMethod,
+    batches: Iterable[Tensor],
+    keep_float: Collection[str] = (),
+    on_progress: Callable[[int], None] = lambda _: None,
+    checkpoint: Path | None = None,
+) -> Rounded[ModuleT]:
+    """Return a prepared model with rounded weights and biases that fit them, still in float.
 
     Args:
         model: from `prepare`.
@@ -115,10 +131,14 @@ def quantize(
         keep_float: layers that stay in float.
         on_progress: called with what was done since the last call; `progress_total` says of how much.
         checkpoint: file that keeps the layers which learned rounding has finished, for a run that is interrupted.
+
+    Raises:
+        InputError: a point without a range; a layer that the rounding can't treat, or a checkpoint of another run.
     """
     nearest = _to_nearest(model, ranges, target, method, keep_float)
+    quantized = nearest.quantized(ranges, target, keep_float)
     if method.rounding == "nearest":
-        corrected = correct_biases(model, nearest, batches, on_progress)
+        corrected = correct_biases(model, quantized, batches, on_progress)
         return _to_nearest(corrected, ranges, target, method, keep_float)
     parts = list(batches)
     if not parts:
@@ -126,17 +146,14 @@ def quantize(
     images = torch.cat(parts)
     del parts
     if method.rounding == "feedback":
-        rounded = round_weights(model, nearest, images, on_layer=on_progress)
-    else:
-        rounded = reconstruct(model, nearest, images, method.reconstruction, on_step=on_progress, checkpoint=checkpoint)
-    return quantize_model(rounded.model, ranges, target, keep_float, rounded.weight_grids)
+        return round_weights(model, quantized, images, on_layer=on_progress)
+    return reconstruct(model, quantized, images, method.reconstruction, on_step=on_progress, checkpoint=checkpoint)
 
 
 def _to_nearest(
     model: ModuleT, ranges: Mapping[str, Range], target: Target, method: PtqMethod, keep_float: Collection[str]
-) -> ModuleT:
-    weight_grids = find_weight_grids(model, method.weight_ranges, ranges, target, keep_float)
-    return quantize_model(model, ranges, target, keep_float, weight_grids)
+) -> Rounded[ModuleT]:
+    return Rounded(model, find_weight_grids(model, method.weight_ranges, ranges, target, keep_float))
 
 
 def check_rounding_checkpoint(
@@ -148,19 +165,19 @@ def check_rounding_checkpoint(
     keep_float: Collection[str],
     checkpoint: Path,
 ) -> None:
-    """Refuse a checkpoint of another run, at once and not when `quantize` comes to it.
+    """Refuse a checkpoint of another run, at once and not when `round_model` comes to it.
 
-    The arguments are those of `quantize`, with all images (N, 3, H, W) in one batch.
+    The arguments are those of `round_model`, with all images (N, 3, H, W) in one batch.
 
     Raises:
         InputError: the file is damaged, or was written for other arguments.
     """
-    nearest = _to_nearest(model, ranges, target, method, keep_float)
-    load_layers(checkpoint, fingerprint(model, nearest, images, method.reconstruction))
+    quantized = _to_nearest(model, ranges, target, method, keep_float).quantized(ranges, target, keep_float)
+    load_layers(checkpoint, fingerprint(model, quantized, images, method.reconstruction))
 
 
 def progress_total(model: nn.Module, method: PtqMethod, images: int, keep_float: Collection[str] = ()) -> int:
-    """Return what `quantize` reports to `on_progress` in all: images, layers or steps, as the rounding has it."""
+    """Return what `round_model` reports to `on_progress` in all: images, layers or steps, as the rounding has it."""
     if method.rounding == "nearest":
         return images
     layers = sum(isinstance(point, Layer) for point in quantization_points(model, keep_float).values())

@@ -1,13 +1,31 @@
-"""Try methods from cheap to dear until one loses little enough, judged on images that need no labels."""
+"""Try methods from cheap to dear until one loses little enough, judged on images that need no labels.
+
+In the end the rounding of the best is learned, as far as the time allows, and only then are layers kept in float.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
 from repquant.numerics.distance import expected_drop, softmax_kl
-from repquant.quant.ptq import PtqMethod
+from repquant.quant.ptq import Identity, PtqMethod, Rounding
+from repquant.quant.reconstruct import ReconstructionOptions
 
+ItemT = TypeVar("ItemT")
+
+STEPS = ReconstructionOptions().steps
+"""Of learned rounding, where there is time for them."""
+
+FEWEST_STEPS = 200
+"""Of learned rounding; it is not begun for fewer."""
+
+_ROUNDINGS: dict[Rounding, str] = {
+    "nearest": "nearest, biases corrected",
+    "feedback": "error feedback",
+    "learned": "learned rounding",
+}
 _FLOAT_LAYERS = (1, 2, 4, 8)  # kept in float at a time, as a last resort
 
 
@@ -42,6 +60,14 @@ class Score:
     kl: float
     expected_drop: float
 
+    @property
+    def loss(self) -> tuple[float, float]:
+        """What tells a better score from a worse one.
+
+        The expected drop is 0 for all that agree with float everywhere; the KL still tells them apart.
+        """
+        return self.expected_drop, self.kl
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -70,18 +96,46 @@ def judge(float_logits: Tensor, logits: Tensor) -> Score:
 
 
 def methods(has_identity: bool) -> tuple[Candidate, ...]:
-    """Return the candidates without layers in float, from cheap to dear in work and, last, in the served graph."""
-    nearest = Candidate(name="equalized, nearest, biases corrected", method=PtqMethod(rounding="nearest"))
-    feedback = Candidate(name="equalized, error feedback", method=PtqMethod())
-    others = tuple(
-        replace(feedback, name=f"{feedback.name}, {calibrator} ranges", calibrator=calibrator)
-        for calibrator in ("percentile", "entropy")
-    )
-    residual = replace(feedback, name="equalized, identity as residual", method=PtqMethod(identity="residual"))
-    return (nearest, feedback, *others, *((residual,) if has_identity else ()))
+    """Return the candidates that take about as long as each other; the last one changes the served graph."""
+    nearest, feedback = _candidate(rounding="nearest"), _candidate()
+    others = tuple(_candidate(calibrator=calibrator) for calibrator in ("percentile", "entropy"))
+    return (nearest, feedback, *others, *((_candidate(identity="residual"),) if has_identity else ()))
 
 
-def with_float_layers(best: Candidate, sensitive: Sequence[str]) -> tuple[Candidate, ...]:
+def _candidate(
+    rounding: Rounding = "feedback", identity: Identity = "fused", calibrator: str = "mse", steps: int = STEPS
+) -> Candidate:
+    words = [
+        "equalized",
+        _ROUNDINGS[rounding],
+        *([f"{steps} steps"] if rounding == "learned" and steps != STEPS else []),
+        *([f"identity as {identity}"] if identity != "fused" else []),
+        *([f"{calibrator} ranges"] if calibrator != "mse" else []),
+    ]
+    method = PtqMethod(rounding=rounding, identity=identity, reconstruction=ReconstructionOptions(steps=steps))
+    return Candidate(name=", ".join(words), method=method, calibrator=calibrator)
+
+
+def with_learned_rounding(best: Candidate, steps: int) -> Candidate:
+    """Return the best candidate with its rounding learned in so many steps a layer."""
+    return _candidate("learned", best.method.identity, best.calibrator, steps)
+
+
+def affordable_steps(seconds_a_step: float, seconds: float) -> int:
+    """Return the steps of learned rounding that the time is enough for, at most `STEPS`; 0 if below `FEWEST_STEPS`."""
+    steps = int(min(STEPS, seconds / seconds_a_step))
+    return steps if steps >= min(FEWEST_STEPS, STEPS) else 0
+
+
+def in_time(items: Iterable[ItemT], out_of_time: Callable[[], bool]) -> Iterator[ItemT]:
+    """Give items as long as there is time, the first one in any case."""
+    for item in items:
+        yield item
+        if out_of_time():
+            return
+
+
+def keeping_layers(best: Candidate, sensitive: Sequence[str]) -> tuple[Candidate, ...]:
     """Return the best candidate with 1, 2, 4 and 8 layers in float, the most sensitive ones first."""
     return tuple(
         replace(best, name=f"{best.name}, {count} in float", keep_float=(*best.keep_float, *sensitive[:count]))
@@ -92,7 +146,7 @@ def with_float_layers(best: Candidate, sensitive: Sequence[str]) -> tuple[Candid
 
 def search(
     candidates: Iterable[Candidate],
-    last_resort: Callable[[Candidate], Iterable[Candidate]],
+    refinements: Sequence[Callable[[Candidate], Iterable[Candidate]]],
     attempt: Callable[[Candidate], Score],
     max_drop: float,
     out_of_time: Callable[[], bool],
@@ -101,24 +155,28 @@ def search(
 
     Args:
         candidates: to try first; at least one is tried, however little time there is.
-        last_resort: what to try after them, given the best of them.
+        refinements: what to try after them, one after the other, each given the best so far. What they do before their
+            first candidate may take time; none is asked when there is none left.
         attempt: quantizes and judges.
         max_drop: largest expected drop that is accepted, in points of top-1.
-        out_of_time: asked before every attempt but the first.
+        out_of_time: asked before every attempt but the first, and before every refinement.
     """
     attempts: list[tuple[Candidate, Score]] = []
+    is_cut_short = False
 
     def best() -> int:
-        # The expected drop is 0 for all that agree with float everywhere; the KL still tells them apart.
-        return min(range(len(attempts)), key=lambda i: (attempts[i][1].expected_drop, attempts[i][1].kl))
+        return min(range(len(attempts)), key=lambda index: attempts[index][1].loss)
 
     def in_order() -> Iterator[Candidate]:
+        nonlocal is_cut_short
         yield from candidates
-        if not out_of_time():  # to find sensitive layers takes time too
-            yield from last_resort(attempts[best()][0])
+        for refine in refinements:
+            if is_cut_short := out_of_time():
+                return
+            yield from refine(attempts[best()][0])
 
     for candidate in in_order():
-        if attempts and out_of_time():
+        if attempts and (is_cut_short := out_of_time()):
             break
         score = attempt(candidate)
         attempts.append((candidate, score))
@@ -128,7 +186,7 @@ def search(
                 f"points ({score.expected_drop:.3f})"
             )
             return Outcome(tuple(attempts), len(attempts) - 1, True, reason)
-    if out_of_time():
+    if is_cut_short:
         reason = f"the time was up before a drop of {max_drop:g} points was reached: this is the best so far"
     else:
         reason = f"nothing tried reached a drop of {max_drop:g} points: this is the best of {len(attempts)}"

@@ -5,13 +5,10 @@ diagonal, where the identity branch of a block lands), the noise that rounding a
 noise does to the network's output when this point alone is quantized, or every other one.
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from math import isfinite, log10
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +20,9 @@ from repquant.models.network import RepVGG
 from repquant.numerics.distance import softmax_kl, sqnr_db
 from repquant.numerics.outliers import diagonal_dominance, range_over_sigma
 from repquant.quant.diagonal import may_have_identity
-from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
+from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedLinear
 from repquant.quant.integers import IntegerParameters
-
-Form = Literal["weights", "activations", "both"]
+from repquant.quant.segments import Form, Point, assemble, run_chain, segments_of, swap_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,32 +131,6 @@ def step_histogram(layer: str, integers: IntegerParameters, mask: Tensor) -> Ste
     return StepHistogram(layer=layer, first=scheme.qmin, diagonal=tuple(counts[0]), others=tuple(counts[1]))
 
 
-Segment = Callable[[Tensor], Tensor]
-
-
-def swap_each(
-    segments: Sequence[Segment], alternatives: Sequence[Mapping[str, Segment]], x: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a chain, and run it again for every alternative with that one in place of its segment.
-
-    What lies before a segment runs once for all of its alternatives, so n of them cost about n/2 runs more.
-
-    Args:
-        segments: the chain.
-        alternatives: for each segment what may take its place, by name.
-        x: input of the first segment.
-
-    Returns:
-        The output of the chain, and that with each alternative.
-    """
-    outputs = {}
-    for position, segment in enumerate(segments):
-        for name, alternative in alternatives[position].items():
-            outputs[name] = _run(segments[position + 1 :], alternative(x))
-        x = segment(x)
-    return x, outputs
-
-
 @torch.inference_mode()
 def measure_sensitivity(
     model: RepVGG,
@@ -182,20 +152,17 @@ def measure_sensitivity(
         InputError: no batch came.
         FloatingPointError: a network returned NaN or infinite logits.
     """
-    points = list(_pair(model, quantized))
-    segments = _segments(model)
-    members = [{id(module) for module in segment.modules()} for segment in segments]
-    owned = [[point for point in points if id(point.module) in ids] for ids in members]
-    parts = list(zip(segments, owned, strict=True))
+    parts = segments_of(model, quantized)
+    points = [point for _, own in parts for point in own]
 
     def whole(form: Form) -> list[nn.Module]:
-        return [_assemble(segment, own, {point.name: form for point in own}) for segment, own in parts]
+        return [assemble(segment, own, {point.name: form for point in own}) for segment, own in parts]
 
     weights, activations, both = whole("weights"), whole("activations"), whole("both")
-    only = [{point.name: _assemble(segment, own, {point.name: "both"}) for point in own} for segment, own in parts]
+    only = [{point.name: assemble(segment, own, {point.name: "both"}) for point in own} for segment, own in parts]
     all_but = [
         {
-            point.name: _assemble(segment, own, {other.name: "both" for other in own if other is not point})
+            point.name: assemble(segment, own, {other.name: "both" for other in own if other is not point})
             for point in own
         }
         for segment, own in parts
@@ -211,9 +178,9 @@ def measure_sensitivity(
             for point in points:
                 hooks.callback(point.module.register_forward_pre_hook(noises[point.name]).remove)
             reference = model(batch)
-        wholes["weights"].add(reference, _run(weights, batch))
-        wholes["activations"].add(reference, _run(activations, batch))
-        for name, logits in swap_each(segments, only, batch)[1].items():
+        wholes["weights"].add(reference, run_chain(weights, batch))
+        wholes["activations"].add(reference, run_chain(activations, batch))
+        for name, logits in swap_each([segment for segment, _ in parts], only, batch)[1].items():
             alone[name].add(reference, logits)
         output, outputs = swap_each(both, all_but, batch)
         wholes["both"].add(reference, output)
@@ -234,64 +201,6 @@ def measure_sensitivity(
         ),
         histogram=_most_diagonal(points),
     )
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A module whose input is quantized, in float and in its quantized form."""
-
-    name: str
-    module: nn.Module
-    quantized: QuantizedLayer | QuantizedInput
-
-
-def _pair(module: nn.Module, quantized: nn.Module, name: str = "") -> Iterator[_Point]:
-    """Walk through both models side by side; a point comes before those inside it."""
-    if isinstance(quantized, QuantizedConv2d | QuantizedLinear):
-        yield _Point(name, module, quantized)
-        return
-    if isinstance(quantized, QuantizedInput):
-        yield _Point(name, module, quantized)
-        quantized = quantized.module
-    assert type(quantized) is type(module), f"{name}: {type(quantized).__name__} for {type(module).__name__}"
-    for child, inner in module.named_children():
-        yield from _pair(inner, quantized.get_submodule(child), f"{name}.{child}" if name else child)
-
-
-def _segments(model: RepVGG) -> list[nn.Module]:
-    """Return modules whose chain is the model: each takes what the one before it returns, and nothing else."""
-    blocks = [block for stage in model.stages for block in stage.children()]
-    return [model.stem, *blocks, nn.Sequential(model.pool, nn.Flatten(1), model.head)]
-
-
-def _assemble(segment: nn.Module, points: Sequence[_Point], forms: Mapping[str, Form]) -> nn.Module:
-    """Return a copy of a float segment with these points in these forms; it shares the segment's tensors."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(segment.parameters(), segment.buffers())}
-    for point in reversed(points):  # inner points first: the copy of a squeeze-and-excite block holds their forms
-        module = copy.deepcopy(point.module, memo)
-        if point.name in forms:
-            memo[id(point.module)] = _in_form(module, point.quantized, forms[point.name])
-    return copy.deepcopy(segment, memo)
-
-
-def _in_form(module: nn.Module, quantized: QuantizedLayer | QuantizedInput, form: Form) -> nn.Module:
-    """Return a point in a form; `module` is a copy of it in float that may be changed."""
-    if isinstance(quantized, QuantizedInput):
-        return module if form == "weights" else nn.Sequential(quantized.input, module)
-    if form == "both":
-        return quantized
-    if form == "activations":
-        return nn.Sequential(quantized.input, module)
-    module.register_parameter("weight", nn.Parameter(quantized.integers.float_weight(), requires_grad=False))
-    if (bias := quantized.integers.float_bias()) is not None:
-        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
-    return module
-
-
-def _run(segments: Sequence[Segment], x: Tensor) -> Tensor:
-    for segment in segments:
-        x = segment(x)
-    return x
 
 
 class _Comparison:
@@ -332,7 +241,7 @@ class _Noise:
         return 10 * log10(self._signal / self._noise) if self._signal > 0 and self._noise > 0 else None
 
 
-def _layer(point: _Point, input_sqnr_db: float | None, only: Divergence, all_but: Divergence) -> LayerSensitivity:
+def _layer(point: Point, input_sqnr_db: float | None, only: Divergence, all_but: Divergence) -> LayerSensitivity:
     ratios, share, ratio, weight_sqnr = torch.empty(0), None, None, None
     if isinstance(point.quantized, QuantizedConv2d | QuantizedLinear):
         weight = point.module.get_parameter("weight")
@@ -367,7 +276,7 @@ def _kind(module: nn.Module) -> str:
     return type(module).__name__.lower()
 
 
-def _most_diagonal(points: Sequence[_Point]) -> StepHistogram | None:
+def _most_diagonal(points: Sequence[Point]) -> StepHistogram | None:
     """Return the histogram of the layer whose diagonal rules most channels, and those by most."""
     best: tuple[tuple[float, float], StepHistogram] | None = None
     for point in points:
