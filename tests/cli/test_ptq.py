@@ -7,6 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from repquant.data.builtin_set import BuiltinSet
+from repquant.models.zoo import BUILTIN_ARCH, BUILTIN_CLASSES, BUILTIN_IMAGE_SIZE
+from repquant.quant import ptq as quant_ptq
+from repquant.quant.reconstruct import ReconstructionOptions
 from repquant.quant.rounding_checkpoint import LearnedLayers
 from repquant.report.record import headline as headline_of
 from repquant.report.record import read_record
@@ -146,3 +150,61 @@ def test_activations_of_few_bits_are_simulated_and_nothing_is_exported(ptq, head
     assert (row["model"], row["file_bytes"]) == (None, None)
     assert "activations of 4 bits are simulated" in err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"float.onnx", "result.json"}
+
+
+@pytest.fixture(scope="module")
+def builtin_images(tmp_path_factory):
+    """80 images of each split of the built-in set, as a folder."""
+    root = tmp_path_factory.mktemp("builtin")
+    for split in ("train", "val"):
+        images = BuiltinSet(split)
+        for index in range(80):
+            folder = root / split / str(images.label(index))
+            folder.mkdir(parents=True, exist_ok=True)
+            images.image(index).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("bits", "runtimes", "largest"), [((6, 8), "pytorch,onnxruntime", 31), ((8, 6), "pytorch", None)], ids=str
+)
+def test_six_bits_on_the_checkpoint_that_ships(repquant, builtin_images, headline, tmp_path, bits, runtimes, largest):
+    """W6A8 is exported and run, W8A6 is simulated; both answer nearly as float does."""
+    status, out, err = repquant(
+        "ptq", "--arch", BUILTIN_ARCH, "--num-classes", BUILTIN_CLASSES, "--weights", "builtin",
+        "--data", builtin_images, "--image-size", BUILTIN_IMAGE_SIZE, "--crop-ratio", 1.0, "--calibration-images", 64, "--calibrator", "mse",
+        "--target", "onnxruntime", "--vnni", "yes", "--weight-bits", bits[0], "--activation-bits", bits[1],
+        "--runtimes", runtimes, "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    rows = headline(out)["results"]
+    assert [row["runtime"] for row in rows] == runtimes.split(",")
+    for row in rows:
+        assert row["agreement"] >= 95
+        assert 1e-4 < row["kl"] < 0.05, "coarser than 8 bits, and far from dead"
+        assert row["parity"] in (None, 100)
+    if largest is None:
+        assert "activations of 6 bits are simulated" in err
+        assert not (tmp_path / "run" / "mse.onnx").exists()
+    else:
+        assert {np.abs(integers).max() for integers, _ in weights_of(tmp_path / "run" / "mse.onnx")} == {largest}
+
+
+def test_every_option_of_learned_rounding_and_of_the_weights(ptq, headline, monkeypatch):
+    """QDrop, RepAPQ's absolute error and gains, whole blocks with the identity beside them, ranges by a search."""
+    reconstruct, asked_for = quant_ptq.reconstruct, []
+
+    def listen(model, quantized, images, options, **others):
+        asked_for.append(options)
+        return reconstruct(model, quantized, images, options, **others)
+
+    monkeypatch.setattr(quant_ptq, "reconstruct", listen)
+    status, out, err = ptq(
+        "--target", "openvino", "--calibrator", "mse", "--runtimes", "pytorch", "--weight-bits", 4,
+        "--identity", "residual", "--weight-ranges", "mse", "--rounding", "learned", "--reconstruction-steps", 30,
+        "--reconstruction-unit", "block", "--reconstruction-drop", 0.5, "--reconstruction-loss", "mae",
+        "--reconstruction-gains",
+    )  # fmt: skip
+    assert status == 0, err
+    assert headline(out)["results"][0]["agreement"] >= 80
+    assert asked_for == [ReconstructionOptions(steps=30, granularity="block", loss="mae", drop=0.5, affine=True)]
