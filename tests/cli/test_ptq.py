@@ -172,8 +172,9 @@ def test_six_bits_on_the_checkpoint_that_ships(repquant, builtin_images, headlin
     """W6A8 is exported and run, W8A6 is simulated; both answer nearly as float does."""
     status, out, err = repquant(
         "ptq", "--arch", BUILTIN_ARCH, "--num-classes", BUILTIN_CLASSES, "--weights", "builtin",
-        "--data", builtin_images, "--image-size", BUILTIN_IMAGE_SIZE, "--crop-ratio", 1.0, "--calibration-images", 64, "--calibrator", "mse",
-        "--target", "onnxruntime", "--vnni", "yes", "--weight-bits", bits[0], "--activation-bits", bits[1],
+        "--data", builtin_images, "--image-size", BUILTIN_IMAGE_SIZE, "--crop-ratio", 1.0, "--calibration-images", 64,
+        "--calibrator", "mse", "--target", "onnxruntime", "--vnni", "yes", "--weight-bits", bits[0],
+        "--activation-bits", bits[1],
         "--runtimes", runtimes, "--output", tmp_path / "run",
     )  # fmt: skip
     assert status == 0, err
