@@ -1,7 +1,10 @@
 """Grids of weights whose ranges a search chooses, for layers of which some weights may not be clipped.
 
 A range with the least squared error clips the largest weights. Where an identity branch lands these are the very ones
-that the network depends on: on RepVGG-A0 such ranges do more harm than good. So no range ends below them.
+that the network depends on, so no range ends below them. Elsewhere clipping pays for the weights and not always for the
+network: what is clipped all errs in one direction, and layers behind each other add it up. On RepVGG-A0 with 4 bits,
+the identity as a residual and error feedback, the KL to float (x 1000, 192 training images) is 5.3 with "max", 16.8
+with "mse", and with 3 bits 88 and 229. So "max" is the default.
 """
 
 from collections.abc import Collection, Mapping
