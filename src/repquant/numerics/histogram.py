@@ -69,25 +69,18 @@ class Histogram:
         if x.numel() == 0:
             raise InputError("an empty tensor can't be calibrated on")
         x = x.detach().float().contiguous().view(-1)
-        if self.width == 0.0:
-            self._observe(x)
-        for chunk in x.split(_CHUNK):
-            signed = self._observe(chunk) < 0
-            if self.amax == 0.0:
-                self.counts[0] += len(chunk)
-                continue
-            self._make_room()
-            self.counts += _count(chunk, self.width, len(self.counts), signed=signed)
-
-    def _observe(self, x: Tensor) -> float:
-        """Take the extremes of `x` in, and return the smaller one."""
         low, high = (float(value) for value in torch.aminmax(x))
         if not (isfinite(low) and isfinite(high)):
             raise InputError("an activation is NaN or infinite; check the weights and the calibration images")
         self.minimum = low if self._empty else min(low, self.minimum)
         self.maximum = high if self._empty else max(high, self.maximum)
         self._empty = False
-        return low
+        if self.amax == 0.0:
+            self.counts[0] += x.numel()
+            return
+        self._make_room()
+        for chunk in x.split(_CHUNK):
+            self.counts += _count(chunk, self.width, len(self.counts), signed=low < 0)
 
     def _make_room(self) -> None:
         if self.width == 0.0:
