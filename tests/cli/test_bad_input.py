@@ -197,6 +197,8 @@ def test_truncated_images_are_skipped_and_counted_and_unusual_ones_are_read(
     record = read_record(tmp_path / "out" / "runs" / "one" / "result.json")
     assert record.float_row.images == 16 - 1 + 3
     assert record.skipped.keys() == {"calibration: dark/broken.jpg", "evaluation: dark/broken.jpg"}
+    assert record.calibration.images == 23
+    assert "one pass over 23 images" in err
 
 
 @pytest.mark.parametrize(("value", "calibrator"), [(0, "entropy"), (0.5, "all")])

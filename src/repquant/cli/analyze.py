@@ -103,7 +103,7 @@ def run(options: Options) -> None:
             inputs={"weights": file_sha256(weights_path(options))},
             environment=environment(),
             calibration=CalibrationRecord(
-                images=options.calibration_images,
+                images=calibration.images_read,
                 seed=options.seed,
                 sha256=calibration.subset.sha256,
                 seconds=calibrated.collect_seconds,

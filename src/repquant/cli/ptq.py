@@ -108,7 +108,7 @@ def run(options: Options) -> None:
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
         cost = (
             f"equalization {method.equalization}: {calibrated.prepare_seconds:.1f} s; calibration: one pass over "
-            f"{calibration.ranges.images} images {calibrated.collect_seconds:.1f} s; searches: {searches}; "
+            f"{calibration.images_read} images {calibrated.collect_seconds:.1f} s; searches: {searches}; "
             f"rounding {rounding}: {rounding_seconds / len(calibrators):.1f} s a calibrator"
         )
         say(cost)
@@ -130,7 +130,7 @@ def run(options: Options) -> None:
             inputs={"weights": file_sha256(weights_path(options))},
             environment=environment(),
             calibration=CalibrationRecord(
-                images=options.calibration_images,
+                images=calibration.images_read,
                 seed=options.seed,
                 sha256=calibration.subset.sha256,
                 seconds=calibrated.collect_seconds,

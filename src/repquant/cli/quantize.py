@@ -51,6 +51,7 @@ def run(options: Options) -> None:
     from repquant.cli.inputs import (
         check_runtimes,
         file_sha256,
+        has_validation,
         held_back_loader,
         kept_names,
         load_deploy_network,
@@ -87,8 +88,8 @@ def run(options: Options) -> None:
         model = load_deploy_network(options)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
-        has_validation = options.data == "builtin" or (Path(options.data) / "val").is_dir()
-        evaluation = open_loader(options, "val", options.num_classes) if has_validation else held_back
+        is_labelled = has_validation(options.data)
+        evaluation = open_loader(options, "val", options.num_classes) if is_labelled else held_back
         attempts = Attempts(
             model, target, calibration, held_back, kept, percentile=options.percentile, minutes=options.minutes
         )
@@ -120,15 +121,15 @@ def run(options: Options) -> None:
             inputs={"weights": file_sha256(weights_path(options))},
             environment=environment(),
             calibration=CalibrationRecord(
-                images=options.calibration_images, seed=options.seed, sha256=calibration.subset.sha256
+                images=calibration.images_read, seed=options.seed, sha256=calibration.subset.sha256
             ),
             notes=(
                 outcome.reason,
                 *attempts.notes,
                 *([target.note] if target.note else []),
                 *saturation_notes(target, runtimes),
-                *surprises(options.max_drop, proof.rows if has_validation and outcome.met else ()),
-                *([] if has_validation else ["there is no val/: the table is of the held-back calibration images"]),
+                *surprises(options.max_drop, proof.rows if is_labelled and outcome.met else ()),
+                *([] if is_labelled else ["there is no val/: the table is of the held-back calibration images"]),
             ),
             skipped=skipped_images(
                 {"calibration": calibration.ranges, "held back": held_back, "evaluation": evaluation}

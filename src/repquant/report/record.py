@@ -38,7 +38,7 @@ class CalibrationRecord:
     """The images that the ranges came from.
 
     Attributes:
-        images: how many.
+        images: how many were read.
         seed: of their selection.
         sha256: of the names and contents selected, as `data.calibration` defines it.
         seconds: of the pass over them.
