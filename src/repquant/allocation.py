@@ -12,7 +12,9 @@ _SETTINGS = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**2
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 2 GiB of freed memory for its next tensors; return whether the C library can.
+    """Let this process keep freed memory for its next tensors; return whether the C library can.
+
+    The heap shrinks only by more than 2 GiB that are free at its end.
 
     It may be called at any time, and again.
     """

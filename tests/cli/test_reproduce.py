@@ -50,6 +50,9 @@ def test_a_row_that_diverges_is_said_and_not_begun_again(reproduce, tmp_path, mo
         assert [row["name"] for row in headline(stdout)["rows"]] == ["float", "ptq-default"]
         assert "plain: diverged: the loss is nan at step 3" in stderr
     assert len(begun) == 1
+    status, _, stderr = reproduce("--rows", "plain", "--training-batch", 4)
+    assert status == 2
+    assert "batch_size was 8 and is 4 now" in stderr
     assert "plain: diverged: the loss is nan at step 3" in (tmp_path / "table" / "table.md").read_text()
 
 

@@ -77,9 +77,10 @@ def test_images_of_every_size_and_mode_share_a_batch(save_image, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_what_a_terminal_or_a_scheduler_sends_to_all_processes_does_not_end_the_workers(class_folders, name):
+    before = multiprocessing.active_children()
     batches = iter(Loader(open_split(class_folders, "train"), TRANSFORM, batch_size=1, workers=2))
     next(batches)
-    workers = [child.pid for child in multiprocessing.active_children()]
+    workers = [child.pid for child in multiprocessing.active_children() if child not in before]
     assert len(workers) == 2
     send = f"import os, signal; [os.kill(worker, signal.{name}) for worker in {workers}]"
     subprocess.run([sys.executable, "-c", send], check=True)  # the parent itself could end them

@@ -175,7 +175,8 @@ def test_a_shard_of_the_same_size_and_time_with_other_content_is_read_again(shar
 
 
 def test_a_shard_that_was_written_just_now_is_read_again(shards, opened, monkeypatch):
-    monkeypatch.setattr(index_cache, "time_ns", time.time_ns)
+    written = max(shard.stat().st_ctime_ns for shard in (shards / "train").iterdir())
+    monkeypatch.setattr(index_cache, "time_ns", lambda: written)
     for _ in range(2):
         open_split(shards, "train")
     assert opened == ["000000.tar", "000001.tar", "000002.tar"] * 2

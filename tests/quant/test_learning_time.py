@@ -16,5 +16,5 @@ def test_each_layer_takes_its_time(network, monkeypatch):
     assert seconds_a_step(network, scheme, ["first", "last"]) == pytest.approx(len(layer_names(network)) - 2)
 
 
-def test_a_wider_network_takes_longer(network):
+def test_a_real_clock_gives_seconds(network):
     assert 0 < seconds_a_step(network, Scheme(narrow=True)) < 60

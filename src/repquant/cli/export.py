@@ -48,7 +48,7 @@ def run(options: Options) -> None:
     if options.calibrator:
         model, skipped = _quantize(model, options, checkpoint)
     size = export_onnx(model, output, options.image_size)
-    if options.calibrator:
+    if options.calibrator and options.rounding == "learned":
         checkpoint.unlink(missing_ok=True)
     if skipped:
         say(f"{len(skipped)} unreadable images were left out: {', '.join(skipped)}")

@@ -163,7 +163,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
         inputs={"weights": file_sha256(weights_path(options))},
         environment=environment(),
         calibration=CalibrationRecord(
-            images=options.calibration_images, seed=options.seed, sha256=calibration.subset.sha256
+            images=calibration.images_read, seed=options.seed, sha256=calibration.subset.sha256
         ),
         notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
         skipped=training.skipped | skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),

@@ -53,7 +53,7 @@ PTQ_ROWS: dict[str, dict[str, Any]] = {
 }
 ROWS = ("ptq", "ptq-default", *QAT_ROWS)
 _THOUSANDTH = 1e-3
-_DIVERGED = "diverged.txt"
+_DIVERGED = "diverged.json"
 _OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers")
 
 
@@ -102,7 +102,7 @@ def run(options: Options) -> None:
             title = f"{name}, seed {seed}" if name in QAT_ROWS and len(seeds) > 1 else name
             folder = _complete(name, seed, options, output)
             if (folder / _DIVERGED).is_file():
-                diverged.append(f"{title}: {(folder / _DIVERGED).read_text(encoding='utf-8')}")
+                diverged.append(f"{title}: diverged: {json.loads((folder / _DIVERGED).read_text())['error']}")
             else:
                 folders[title] = folder
     rows = comparison_rows({title: read_record(folder / "result.json") for title, folder in folders.items()})
@@ -119,6 +119,7 @@ def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
 
     A training that diverges leaves a file that says so, and is not begun again.
     """
+    from repquant.atomic import replace_file
     from repquant.cli import ptq, qat
     from repquant.train.loop import DivergedError
 
@@ -138,25 +139,32 @@ def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
         say(f"{name}: complete in {folder}")
         return folder
     if (folder / _DIVERGED).is_file():
+        _require_same(name, folder, row)
         return folder
     say(f"{name}: {folder}")
     with redirect_stdout(sys.stderr):  # the last line of stdout is this verb's
         try:
             verb.run(row)
         except DivergedError as error:
-            (folder / _DIVERGED).write_text(f"diverged: {error}\n", encoding="utf-8")
+            with replace_file(folder / _DIVERGED) as temporary:
+                temporary.write_text(json.dumps({"error": str(error), "config": asdict(row)}))
     return folder
 
 
 def _require_same(name: str, folder: Path, row: Any) -> None:
-    """Refuse a complete row that was made with other settings.
+    """Refuse a row that was made, or diverged, with other settings.
 
     Raises:
         InputError: the settings differ; each is named.
     """
     from repquant.report.record import read_record
 
-    before, now = read_record(folder / "result.json").config, json.loads(json.dumps(asdict(row)))
+    diverged = folder / _DIVERGED
+    if diverged.is_file():
+        before = json.loads(diverged.read_text(encoding="utf-8"))["config"]
+    else:
+        before = read_record(folder / "result.json").config
+    now = json.loads(json.dumps(asdict(row)))
     differing = [key for key in now if key not in _OF_THE_MACHINE and before.get(key) != now[key]]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)} and is {now[key]} now" for key in differing)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from math import sqrt
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,10 @@ from repquant.numerics.affine import Scheme
 
 SMALLEST_SCALE = 1e-12
 """Scales are kept at or above this."""
+
+_MARGIN = 1e-3
+"""Steps beyond an end that still count as on the grid: the largest weight of a channel sets the scale, and divided by
+it is often 127 and a last bit more."""
 
 _PART = 1 << 18
 """Values in a part: 1 MiB in float32."""
@@ -84,16 +87,17 @@ def _parts(scheme: Scheme, scale: Tensor, *tensors: Tensor) -> Iterator[tuple[Te
     """Return matching parts of contiguous tensors of one shape, small enough for a cache, behind the first its scale.
 
     Passes over a part come from the cache, not from memory: half of the time on the CPU. With a channel axis a part is
-    a matrix of some channels' rows.
+    a matrix of some channels' rows. On a device there is one part.
     """
     axis = scheme.channel_axis
+    largest = _PART if scale.device.type == "cpu" else max(1, tensors[0].numel())
     if axis is None:
-        for first, *others in zip(*(tensor.view(-1).split(_PART) for tensor in tensors), strict=True):
+        for first, *others in zip(*(tensor.view(-1).split(largest) for tensor in tensors), strict=True):
             yield first, scale, *others
         return
     assert axis == 0, "a scale for each output channel of a kernel"
     rows = [tensor.view(len(tensor), -1) for tensor in tensors]
-    count = max(1, _PART // max(1, rows[0].shape[1]))
+    count = max(1, largest // max(1, rows[0].shape[1]))
     for steps, first, *others in zip(
         scale.view(-1, 1).split(count), *(matrix.split(count) for matrix in rows), strict=True
     ):
@@ -109,13 +113,12 @@ def _ends(x: Tensor, zero_point: Tensor, scheme: Scheme) -> tuple[Any, Any]:
 
 
 def _straight_through(gradient: Tensor, steps: Tensor, low: Any, high: Any, out: Tensor) -> None:
-    """Write the gradient where `steps` lies in the closed interval, and 0 elsewhere."""
+    """Write the gradient where `steps` lies on the grid, its ends included, and 0 elsewhere."""
     if isinstance(low, Tensor):
-        torch.mul(gradient, (steps >= low).logical_and_(steps <= high), out=out)
+        torch.mul(gradient, (steps >= low - _MARGIN).logical_and_(steps <= high + _MARGIN), out=out)
         return
-    # One pass for two comparisons and a product; it leaves the ends themselves out, so they are moved by a last bit.
-    below, above = (float(np.nextafter(np.float32(end), np.float32(way))) for end, way in ((low, -1e9), (high, 1e9)))
-    torch.ops.aten.hardtanh_backward.grad_input(gradient, steps, below, above, grad_input=out)
+    # One pass for two comparisons and a product.
+    torch.ops.aten.hardtanh_backward.grad_input(gradient, steps, low - _MARGIN, high + _MARGIN, grad_input=out)
 
 
 def _sum(first: Tensor, second: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from repquant.quant.rates import parameter_units
 from repquant.train.losses import classification_loss
 from repquant.train.task import Objective
 
+_LEAST_COSINE = 0.1
+
 
 class QatTask:
     """A network of `quant.qat.prepare_qat` in training, a `train.task.Task`.
@@ -130,15 +132,16 @@ def block_error(output: Tensor, aim: Tensor) -> Tensor:
     """Return the squared error of a block's output to the teacher's, as a share of the teacher's squares.
 
     Channels are compared up to a positive factor: those of the network are scaled for rounding, the teacher's are not.
-    A channel that has no such factor, because one of the two is silent, is left out.
+    Channels that have little in common, cosine below 0.1, have no such factor and are left out.
 
     Args:
         output: (N, C, H, W).
         aim: the same shape.
     """
     energy = aim.square().sum((0, 2, 3), keepdim=True)
-    factor = (output.detach() * aim).sum((0, 2, 3), keepdim=True) / energy
-    usable = (energy > 0) & (factor > 0)
+    common = (output.detach() * aim).sum((0, 2, 3), keepdim=True)
+    factor = common / energy
+    usable = common > _LEAST_COSINE * (energy * output.detach().square().sum((0, 2, 3), keepdim=True)).sqrt()
     difference = torch.where(usable, output / torch.where(usable, factor, 1) - aim, 0)
     return difference.square().sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny)
 

@@ -39,7 +39,7 @@ def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
         if conv is None or conv.op_type != "Conv" or readers[relu.output[0]] > 1:
             continue
         grid = list(quantize.input[1:])
-        before = f"{relu.input[0]}_before_relu"
+        before = f"{relu.output[0]}_before_relu"
         nodes = [
             helper.make_node("QuantizeLinear", [relu.input[0], *grid], [f"{before}_q"]),
             helper.make_node("DequantizeLinear", [f"{before}_q", *grid], [before]),
