@@ -235,6 +235,7 @@ def test_a_teacher_of_other_classes_or_blocks_is_refused(model, images, training
         ({"temperature": 0.0}, "--temperature 0.0 was given"),
         ({"refresh_steps": 0}, "--refresh-steps 0 was given"),
         ({"gradual_epochs": 1.5}, "--gradual-epochs 1.5 was given; allowed is at most 1.0, half of the epochs"),
+        ({"teacher_arch": "few"}, "--teacher-arch few was given without its checkpoint; pass --teacher too"),
         ({"ema_decay": 0.9}, "--ema-decay 0.9 was given; allowed is 0.0: it is an option of float training"),
         ({"custom_l2": True}, "--custom-l2 True was given; allowed is False: it is an option of float training"),
         ({"freeze_stages": 1}, "--freeze-stages 1 was given"),

@@ -72,6 +72,8 @@ class QatRecipe(Recipe):
             self._require(getattr(self, name) == unused, name, f"{unused!r}: it is an option of float training")
         if self.teacher and self.distillation == 0 and self.block_distillation == 0:
             raise InputError("--teacher was given, and nothing is distilled; raise --distillation")
+        if self.teacher_arch and not self.teacher:
+            raise InputError(f"--teacher-arch {self.teacher_arch} was given without its checkpoint; pass --teacher too")
         if self.statistics == "refreshed" and self.method != "equivalent-kernel":
             raise InputError(f"--statistics refreshed is for --method equivalent-kernel, and it is {self.method}")
         self._require(
