@@ -15,17 +15,16 @@ Load = Callable[[ChooseCrop], Image.Image]
 """Gives the chosen crop of one image, for example `ImageSource.image` of an index."""
 
 _ATTEMPTS = 10
-_AREA = (0.08, 1.0)
 _ASPECT_RATIO = (3 / 4, 4 / 3)
 
 
-def random_resized_crop(load: Load, size: int, random: np.random.Generator) -> Image.Image:
-    """Crop 8 to 100 % of the area at an aspect ratio of 3/4 to 4/3 and resize it to size x size, bilinear.
+def random_resized_crop(load: Load, size: int, random: np.random.Generator, least_area: float = 0.08) -> Image.Image:
+    """Crop a share of the area, `least_area` to 1, at an aspect ratio of 3/4 to 4/3; resize to size x size, bilinear.
 
     torchvision's `RandomResizedCrop` (Szegedy et al., CVPR 2015), with its fallback: after ten boxes that do not fit,
     the largest central one at an allowed aspect ratio.
     """
-    return load(lambda width, height: Crop(*_random_box(width, height, random), size))
+    return load(lambda width, height: Crop(*_random_box(width, height, random, least_area), size))
 
 
 def padded_crop(load: Load, size: int, random: np.random.Generator) -> Image.Image:
@@ -60,11 +59,13 @@ def _central_square(width: int, height: int, side: int, share: float = 1.0) -> C
     return Crop((width - edge) / 2, (height - edge) / 2, edge, edge, side)
 
 
-def _random_box(image_width: int, image_height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+def _random_box(
+    image_width: int, image_height: int, random: np.random.Generator, least_area: float
+) -> tuple[int, int, int, int]:
     """(left, top, width, height) of a crop, in pixels."""
     low, high = _ASPECT_RATIO
     for _ in range(_ATTEMPTS):
-        area = image_width * image_height * random.uniform(*_AREA)
+        area = image_width * image_height * random.uniform(least_area, 1)
         aspect_ratio = exp(random.uniform(log(low), log(high)))
         width, height = round(sqrt(area * aspect_ratio)), round(sqrt(area / aspect_ratio))
         if 0 < width <= image_width and 0 < height <= image_height:

@@ -38,6 +38,7 @@ class Recipe:
     mean: tuple[float, float, float] = setting("channel means for normalization", (0.485, 0.456, 0.406))
     std: tuple[float, float, float] = setting("channel standard deviations for normalization", (0.229, 0.224, 0.225))
     augmentation: str = setting(f"of training images, beside flips: {', '.join(AUGMENTATIONS)}", AUGMENTATIONS[0])
+    crop_area: float = setting("smallest share of an image's area that random-resized-crop takes", 0.08)
     size_schedule: str = setting('side of training images from an epoch on, for example "0:96,10:128"; "": fixed', "")
     randaugment: str = setting('RandAugment on the batch, for example n2m9; "": none', "")
     mixup: float = setting("alpha of mixup; 0 turns it off", 0.0)
@@ -71,6 +72,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Refuse what could not be trained with."""
         self._require(self.augmentation in AUGMENTATIONS, "augmentation", f"one of {', '.join(AUGMENTATIONS)}")
+        self._require(0 < self.crop_area <= 1, "crop_area", "more than 0 and at most 1")
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         self._require(self.batch_size >= 2, "batch_size", "at least 2, for batch statistics")
         self._require(self.epochs >= 1, "epochs", "at least 1")

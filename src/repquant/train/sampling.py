@@ -18,7 +18,7 @@ from repquant.data.decoding import ChooseCrop, cut
 from repquant.data.loading import Batch, DecodedBatch, Loader, decode_ahead, decode_batch
 from repquant.data.transforms import EvalTransform
 from repquant.errors import InputError
-from repquant.train.augment import CROPS, center_crop, random_flip
+from repquant.train.augment import CROPS, center_crop, random_flip, random_resized_crop
 from repquant.train.distributed import ONE, Ranks
 from repquant.train.recipe import Recipe
 
@@ -155,6 +155,8 @@ class AugmentedSource:
         crop = CROPS[self.recipe.augmentation]
         if crop is center_crop:
             crop = partial(center_crop, share=self.recipe.crop_ratio)
+        elif crop is random_resized_crop:
+            crop = partial(random_resized_crop, least_area=self.recipe.crop_area)
         load = partial(self.source.image, index)
         image = random_flip(crop(load, self.recipe.training_size(self.epoch), random), random)
         return image if choose_crop is None else cut(image, choose_crop(*image.size))
