@@ -15,6 +15,7 @@ from repquant.quant.qat_recipe import QatRecipe
 from repquant.quant.qat_start import StartOptions, start_qat
 from repquant.quant.qat_task import QatTask, block_error, distillation_loss
 from repquant.quant.target import resolve_target
+from repquant.train.recipe import Recipe
 
 
 def recipe_of(**changes):
@@ -249,3 +250,19 @@ def test_a_teacher_of_other_classes_or_blocks_is_refused(model, images, training
 def test_settings_out_of_range(change, message):
     with pytest.raises(InputError, match=message):
         recipe_of(**change)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "rate"),
+    [({}, 1400, 1e-3), ({}, 20, 1e-2), ({"optimizer": "sgd"}, 1400, 1e-3), ({"learning_rate": 0.3}, 1400, 0.3)],
+)
+def test_a_learning_rate_that_is_not_given_suits_the_number_of_steps(changes, steps, rate):
+    assert recipe_of(**changes).with_learning_rate(steps).learning_rate == rate
+
+
+def test_float_training_has_no_learning_rate_of_its_own():
+    assert recipe_of(learning_rate=0.0).learning_rate == 0
+    with pytest.raises(InputError, match=r"--learning-rate 0\.0 was given; allowed is a positive number"):
+        Recipe(arch="few", learning_rate=0.0)
+    with pytest.raises(InputError, match=r"--learning-rate -1\.0 was given"):
+        recipe_of(learning_rate=-1.0)

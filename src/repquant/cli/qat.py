@@ -114,6 +114,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     inserted = load_inserted_bn(reparameterize(model), Path(settings.inserted_bn)) if settings.inserted_bn else None
     teacher = _teacher(options, model)
     training, validation = open_images(options, settings, ranks)
+    settings = settings.with_learning_rate(settings.epochs * training.steps)
     evaluation = open_loader(options, "val", options.num_classes)
     calibration = open_calibration(options, options, options.data, options.rounding_images, settings.held_back_images)
     output = Path(options.output)
@@ -155,7 +156,10 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
         simulated_only=target.activation.bits < 8,
     )
     train_seconds = sum(report.train_seconds for report in trainer.history)
-    cost = f"start {start_seconds:.1f} s; training {len(trainer.history)} epochs, {train_seconds:.1f} s"
+    cost = (
+        f"start {start_seconds:.1f} s; training {len(trainer.history)} epochs at a peak learning rate of "
+        f"{settings.learning_rate:.3g}, {train_seconds:.1f} s"
+    )
     record = Record(
         command="qat",
         output=options.output,

@@ -53,30 +53,29 @@ def learned_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: 
 class _LearnedFakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme, factor: float) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.scheme, ctx.factor = scheme, factor
         x = x.contiguous()
         y = torch.empty_like(x)
         low, high = _ends(x, zero_point, scheme)
         for source, step, target in _parts(scheme, scale, x, y):
             torch.mul(source, 1.0 / step, out=target).round_().clamp_(low, high).mul_(step)
+        # A layer keeps both for its own backward pass too: the result is its input.
+        ctx.save_for_backward(x, y, scale, zero_point)
+        ctx.scheme, ctx.factor = scheme, factor
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        x, scale, zero_point = ctx.saved_tensors
-        x, gradient = x.contiguous(), gradient.contiguous()
+        x, y, scale, zero_point = ctx.saved_tensors
+        gradient = gradient.contiguous()
         through = torch.empty_like(gradient)
         low, high = _ends(x, zero_point, ctx.scheme)
         totals = []
-        for source, step, of_y, of_x in _parts(ctx.scheme, scale, x, gradient, through):
-            steps = source * (1.0 / step)
-            _straight_through(of_y, steps, low, high, out=of_x)
+        for source, step, rounded, of_y, of_x in _parts(ctx.scheme, scale, x, y, gradient, through):
+            _straight_through(of_y, source * (1.0 / step), low, high, out=of_x)
             if ctx.needs_input_grad[1]:
-                rounded = steps.round().clamp_(low, high)
-                clipped = steps.clamp_(low, high)
                 # Rounding errors inside the grid, and its ends outside; by themselves, because their sum would cancel.
-                totals.append(_sum(of_y, rounded.sub_(clipped)) + _sum(of_y - of_x, clipped))
+                total = _sum(of_x, rounded - source) + _sum(of_y - of_x, rounded)
+                totals.append(total / step.view(total.shape))
         if not totals:
             return through, None, None, None, None
         total = torch.stack(totals).sum() if ctx.scheme.channel_axis is None else torch.cat(totals)

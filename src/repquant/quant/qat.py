@@ -88,7 +88,15 @@ def prepare_qat(
             memo[id(module)] = QatLayer(module, source, quantizer, weight)
         else:
             memo[id(module)] = QatInput(copy.deepcopy(module, memo), quantizer)
-    return copy.deepcopy(start.deploy, memo)
+    return relu_in_place(copy.deepcopy(start.deploy, memo))
+
+
+def relu_in_place(network: RepVGG) -> RepVGG:
+    """Let each ReLU overwrite its input, which nothing else reads: fewer passes over memory. Returns `network`."""
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    return network
 
 
 @torch.no_grad()

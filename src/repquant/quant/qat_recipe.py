@@ -3,7 +3,8 @@
 Nothing heavy is imported here: the command line takes its options from this dataclass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from repquant.errors import InputError
 from repquant.train.recipe import Recipe, setting
@@ -26,6 +27,8 @@ class QatRecipe(Recipe):
         InputError: a setting is out of its range.
     """
 
+    _has_own_rate: ClassVar[bool] = True
+
     method: str = setting(
         "what trains: the branches through their equivalent-kernel, the plain deploy kernels, or kernels with "
         "inserted-bn",
@@ -35,7 +38,9 @@ class QatRecipe(Recipe):
     batch_size: int = setting("images a step, over all processes and accumulation steps together", 64)
     optimizer: str = setting("adamw or sgd", "adamw")
     learning_rate: float = setting(
-        "peak; it falls to 0 along a cosine. With adamw in steps of each kernel's grid, so that it suits all bits", 3e-3
+        "peak; it falls to 0 along a cosine. With adamw in steps of each kernel's grid, so that it suits all bits. 0: "
+        "1.4 / training steps, at most 0.01 (adamw), or 0.001 (sgd)",
+        0.0,
     )
     warmup_epochs: float = setting("epochs in which the learning rate rises linearly to its peak", 0.0)
     weight_decay: float = setting("weight decay of kernels; scales, biases and batch normalization have none", 0.0)
@@ -85,6 +90,16 @@ class QatRecipe(Recipe):
         self._require(self.refresh_steps >= 1, "refresh_steps", "at least 1")
         for name in ("scale_rate", "block_distillation", "gradual_epochs", "freeze_epochs"):
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
+
+    def with_learning_rate(self, steps: int) -> Self:
+        """Return the recipe with a learning rate for so many steps in place of 0.
+
+        Along a cosine the steps add up to half of the peak times their number: 0.7 steps of each kernel's grid, which
+        is enough for weights to reach the integer beside theirs (docs/qat.md).
+        """
+        if self.learning_rate:
+            return self
+        return replace(self, learning_rate=min(1.4 / steps, 1e-2) if self.optimizer == "adamw" else 1e-3)
 
     @property
     def resolved_weight_scales(self) -> str:

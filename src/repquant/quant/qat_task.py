@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from repquant.errors import InputError
 from repquant.models.network import RepVGG
-from repquant.quant.qat import qat_modules
+from repquant.quant.qat import qat_modules, relu_in_place
 from repquant.quant.qat_layers import EquivalentKernel, FoldedKernel, QatLayer
 from repquant.quant.qat_recipe import QatRecipe
 from repquant.quant.rates import parameter_units
@@ -44,7 +44,7 @@ class QatTask:
             )
         self.model: nn.Module = network
         self._recipe = recipe
-        self._teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self._teacher = relu_in_place(copy.deepcopy(teacher).eval().requires_grad_(False))
         self._blocks = _block_names(network) if recipe.block_distillation else ()
         if self._blocks and [*_block_names(teacher)] != [*self._blocks]:
             raise InputError(

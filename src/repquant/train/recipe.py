@@ -4,7 +4,7 @@ Nothing heavy is imported here: the command line takes its options from this dat
 """
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from repquant.errors import InputError
 from repquant.train.schedule import parse_sizes, size_at
@@ -30,6 +30,9 @@ class Recipe:
     Raises:
         InputError: a setting is out of its range.
     """
+
+    _has_own_rate: ClassVar[bool] = False
+    """Whether a learning rate of 0 stands for one that is chosen later."""
 
     arch: str = setting("architecture, for example RepVGG-A0")
     num_classes: int = setting("number of classes", 1000)
@@ -86,7 +89,8 @@ class Recipe:
         if self.size_schedule:
             begins = [epoch for epoch, _ in parse_sizes(self.size_schedule)]
             self._require(begins[-1] < self.epochs, "size_schedule", f"epochs from 0 to {self.epochs - 1}")
-        self._require(0 < self.learning_rate < float("inf"), "learning_rate", "a positive number")
+        if not (self._has_own_rate and self.learning_rate == 0):
+            self._require(0 < self.learning_rate < float("inf"), "learning_rate", "a positive number")
         self._require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", f"from 0 to less than {self.epochs}")
         self._require(0 <= self.momentum < 1, "momentum", "from 0 to less than 1")
         self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or a positive number")
