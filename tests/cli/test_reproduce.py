@@ -56,6 +56,32 @@ def test_a_row_that_diverges_is_said_and_not_begun_again(reproduce, tmp_path, mo
     assert "plain: diverged: the loss is nan at step 3" in (tmp_path / "table" / "table.md").read_text()
 
 
+def test_the_identity_is_set_apart_where_a_row_can(reproduce, monkeypatch):
+    seen = []
+
+    def run(options):
+        seen.append(options.identity)
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(qat, "run", run)
+    for row in ("inserted-bn", "plain", "equivalent-kernel", "plain-distilled"):
+        reproduce("--identity", "residual", "--rows", row)
+    assert seen == ["fused", "fused", "residual", "residual"]
+
+
+def test_a_table_that_was_stopped_says_how_it_goes_on(reproduce, monkeypatch):
+    from repquant.train.stopping import StoppedError
+
+    def run(options):
+        raise StoppedError("the same command with --resume goes on")
+
+    monkeypatch.setattr(qat, "run", run)
+    status, _, stderr = reproduce("--rows", "plain")
+    assert status == 75
+    assert "the same command goes on" in stderr
+    assert "--resume" not in stderr
+
+
 def test_torchrun_is_refused(reproduce, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, _, stderr = reproduce()

@@ -42,6 +42,7 @@ class Settings(QatRecipe, CalibrationOptions, TargetOptions, ModelOptions):
 
     equalization: str = option("scale channels before training: noise, ranges or none", "noise")
     identity: str = option("where identity branches go: fused (in the kernel) or residual (an addition)", "fused")
+    weight_ranges: str = option("of the start: max, or mse (searched for, the diagonal is never clipped)", "max")
     rounding: str = option("of the start: feedback (for the inputs that a layer meets) or nearest", "feedback")
     rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256)
     calibrator: str = option("of the ranges that training starts from: max, percentile, mse or entropy", "mse")
@@ -249,6 +250,7 @@ def _start_options(settings: Settings) -> StartOptions:
         ptq=PtqMethod(
             equalization=settings.equalization,  # type: ignore[arg-type]  # the names are checked there
             identity=settings.identity,  # type: ignore[arg-type]
+            weight_ranges=settings.weight_ranges,  # type: ignore[arg-type]
             rounding=settings.rounding,  # type: ignore[arg-type]
         ),
         calibrator=settings.calibrator,

@@ -28,7 +28,7 @@ from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import CalibrationOptions, DataOptions, ModelOptions, TargetOptions, option, split_names
 from repquant.errors import InputError
 
-AS_IT_IS = {"equalization": "none", "rounding": "nearest", "rounding_images": 0}
+AS_IT_IS = {"equalization": "none", "identity": "fused", "rounding": "nearest", "rounding_images": 0}
 ON_LABELS = {
     **AS_IT_IS,
     "calibrator": "max",
@@ -63,6 +63,11 @@ class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
 
     output: str = option("folder with a folder for each row, and table.md")
     rows: str = option(f"{', '.join(ROWS)}, several with commas, or all", "all")
+    identity: str = option(
+        "where identity branches go in ptq-default, equivalent-kernel and plain-distilled: fused (in the kernel) or "
+        "residual (an addition; for few bits)",
+        "fused",
+    )
     epochs: int = option("epochs of the rows that train on labels", 20)
     equivalent_epochs: int = option("epochs of equivalent-kernel and plain-distilled", 3)
     training_rate: float = option("learning rate that the float network was trained with", 0.1)
@@ -122,6 +127,7 @@ def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
     from repquant.atomic import replace_file
     from repquant.cli import ptq, qat
     from repquant.train.loop import DivergedError
+    from repquant.train.stopping import StoppedError
 
     folder = output / (f"{name}-seed{seed}" if name in QAT_ROWS else name)
     common = {field.name: getattr(options, field.name) for field in fields(Options)} | {"output": str(folder)}
@@ -145,6 +151,8 @@ def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
     with redirect_stdout(sys.stderr):  # the last line of stdout is this verb's
         try:
             verb.run(row)
+        except StoppedError:
+            raise StoppedError("stopped as asked; the same command goes on where it was") from None
         except DivergedError as error:
             with replace_file(folder / _DIVERGED) as temporary:
                 temporary.write_text(json.dumps({"error": str(error), "config": asdict(row)}))
