@@ -175,6 +175,7 @@ def test_scales_of_activations_are_learned_or_not(branches, images):
         before = network.head.input.scale.detach().clone()
         train(network, images)
         assert torch.equal(network.head.input.scale, before) is not learned
+        assert not isinstance(network.stem.conv.input.scale, nn.Parameter)
 
 
 def test_inserted_normalizations_see_the_batch_until_they_are_frozen(branches, images):

@@ -68,13 +68,13 @@ def _(block: RepVGGBlock) -> tuple[Tensor, Tensor]:
     t3, shift3 = inference_scale_shift(block.conv3x3.bn)
     t1, shift1 = inference_scale_shift(block.conv1x1.bn)
     kernel = per_output(t3) * w3
-    # In place, where the small branches land: training makes a kernel at each step.
-    center = kernel[:, :, 1, 1]
-    center.add_(t1.view(-1, 1) * block.conv1x1.conv.weight[:, :, 0, 0])
+    center = t1.view(-1, 1) * block.conv1x1.conv.weight[:, :, 0, 0]
     bias = shift3 + shift1
     if block.identity is not None:
         t0, shift0 = inference_scale_shift(block.identity)
         output_channel = torch.arange(len(t0), device=t0.device)
-        center[output_channel, output_channel % center.shape[1]] += t0
+        center = center.index_put((output_channel, output_channel % center.shape[1]), t0, accumulate=True)
         bias = bias + shift0
+    # In place and once, where the small branches land: training makes a kernel at each step.
+    kernel[:, :, 1, 1].add_(center)
     return kernel, bias

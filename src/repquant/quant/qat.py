@@ -30,6 +30,7 @@ from repquant.quant.target import Target
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 QatMethod = Literal["plain", "inserted-bn", "equivalent-kernel"]
 QAT_METHODS: tuple[QatMethod, ...] = get_args(QatMethod)
+_READS_IMAGES = "stem.conv"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def prepare_qat(
         target: the schemes.
         keep_float: layers that are not rounded, see `convert.resolve_keep_float`; they train all the same.
         weight_scales: "max" (of the kernel, at each step), "learned" (LSQ) or "fixed".
-        learned_activations: learn the scales of activations (LSQ), from the ranges on.
+        learned_activations: learn the scales of activations (LSQ), from the ranges on. That of the images stays: their
+            range is known, and its gradient alone would need the stem's backward pass to its input, a tenth of a step.
 
     Raises:
         InputError: a point without a range.
@@ -73,7 +75,7 @@ def prepare_qat(
     memo: dict[int, Any] = {}
     for name, module in sorted(points.items(), key=lambda item: -item[0].count(".")):
         grid = grid_for_range(*start.ranges[name], target.activation)
-        quantizer = ActivationQuantizer(grid, learned_activations)
+        quantizer = ActivationQuantizer(grid, learned_activations and name != _READS_IMAGES)
         block, _, part = name.rpartition(".")
         if part == "shortcut":  # it reads what the convolution beside it reads
             beside = memo.get(id(points.get(f"{block}.conv")))
