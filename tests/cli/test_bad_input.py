@@ -91,6 +91,10 @@ def assert_refused(result, tmp_path, *words):
             {"reconstruction_gains": True, "per_tensor_weights": True},
             ["--reconstruction-gains", "leave --per-tensor"],
         ),
+        (
+            {"reconstruction_steps": 5, "reconstruction_drop": 0.5},
+            ["--reconstruction-steps, --reconstruction-drop: for learned rounding alone", "it is feedback"],
+        ),
         ({"rounding": "up"}, ["rounding 'up'", "feedback, learned, nearest"]),
         ({"weight_ranges": "entropy"}, ["weight ranges 'entropy'", "allowed are max, mse"]),
         ({"identity": "gone"}, ["identity 'gone'", "fused, residual, depthwise, coarse-fine"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,10 +212,16 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
     """Return what is done beside finding ranges.
 
     Raises:
-        InputError: a name that is not known, or gains with one scale for all weights of a layer.
+        InputError: a name that is not known, gains with one scale for all weights of a layer, or options of learned
+            rounding with another one.
     """
     if options.reconstruction_gains and target.weight.channel_axis is None:
         raise InputError("--reconstruction-gains fold into a scale for each channel; leave --per-tensor-weights out")
+    of_learned = [setting for setting in fields(options) if setting.name.startswith("reconstruction_")]
+    given = [setting.name for setting in of_learned if getattr(options, setting.name) != setting.default]
+    if given and options.rounding != "learned":
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names}: for learned rounding alone, and it is {options.rounding}; pass --rounding learned")
     from repquant.quant.ptq import PtqMethod
     from repquant.quant.reconstruct import ReconstructionOptions
 

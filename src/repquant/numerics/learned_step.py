@@ -20,8 +20,8 @@ _MARGIN = 1e-3
 """Steps beyond an end that still count as on the grid: the largest weight of a channel sets the scale, and divided by
 it is often 127 and a last bit more."""
 
-_PART = 1 << 18
-"""Values in a part: 1 MiB in float32."""
+_PART = 1 << 20
+"""Values in a part: 4 MiB in float32. Smaller ones fit nearer caches, and cost more calls than they save."""
 
 
 def gradient_factor(elements: int, scheme: Scheme) -> float:

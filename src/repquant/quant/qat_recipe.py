@@ -90,6 +90,10 @@ class QatRecipe(Recipe):
         self._require(self.refresh_steps >= 1, "refresh_steps", "at least 1")
         for name in ("scale_rate", "block_distillation", "gradual_epochs", "freeze_epochs"):
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
+        if self.refresh_steps != type(self).refresh_steps and self.statistics != "refreshed":
+            raise InputError(f"--refresh-steps is for --statistics refreshed, and they are {self.statistics}")
+        if self.freeze_epochs != type(self).freeze_epochs and self.method != "inserted-bn":
+            raise InputError(f"--freeze-epochs is for --method inserted-bn, and it is {self.method}")
 
     def with_learning_rate(self, steps: int) -> Self:
         """Return the recipe with a learning rate for so many steps in place of 0.
