@@ -93,7 +93,7 @@ def assert_refused(result, tmp_path, *words):
         ),
         (
             {"reconstruction_steps": 5, "reconstruction_drop": 0.5},
-            ["--reconstruction-steps, --reconstruction-drop: for learned rounding alone", "it is feedback"],
+            ["--reconstruction-steps, --reconstruction-drop: for learned rounding alone", "it is nearest"],
         ),
         ({"rounding": "up"}, ["rounding 'up'", "feedback, learned, nearest"]),
         ({"weight_ranges": "entropy"}, ["weight ranges 'entropy'", "allowed are max, mse"]),
