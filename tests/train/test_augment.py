@@ -60,6 +60,16 @@ def test_resized_crops_cover_8_to_100_percent_at_every_place():
     assert max(bottoms) > 0.97
 
 
+def test_the_smallest_area_of_a_crop_is_chosen():
+    areas = []
+    for seed in range(200):
+        crop = random_resized_crop(loaded(gradient(256, 256)), 32, np.random.default_rng(seed), least_area=0.5)
+        pixels = np.asarray(crop).astype(float)
+        width = (pixels[:, -1, 0].mean() - pixels[:, 0, 0].mean()) / 255
+        areas.append(width * (pixels[-1, :, 1].mean() - pixels[0, :, 1].mean()) / 255)
+    assert 0.45 < min(areas) < 0.55
+
+
 def test_a_padded_crop_shifts_by_at_most_an_eighth_and_pads_black():
     shifts = set()
     for seed in range(300):

@@ -5,7 +5,7 @@ from repquant.data.datasets import open_split
 from repquant.data.loading import Batch
 from repquant.errors import InputError
 from repquant.train.distributed import Ranks
-from repquant.train.sampling import TrainingSet, validation_loader
+from repquant.train.sampling import AugmentedSource, TrainingSet, validation_loader
 
 CPU = torch.device("cpu")
 
@@ -37,6 +37,15 @@ def test_epochs_differ_in_order_and_augmentation(noise, recipe):
     position = [first.index(index) for index in second]
     same = (images(training, 0)[position] == images(training, 1)).flatten(1).all(dim=1)
     assert same.sum() < 16
+
+
+def test_the_smallest_area_is_that_of_the_recipe(noise, recipe):
+    def variants(area: float) -> int:
+        crops = (AugmentedSource(noise(1), recipe(crop_area=area), epoch).image(0) for epoch in range(20))
+        return len({crop.tobytes() for crop in crops})
+
+    assert variants(1.0) == 2  # the whole image and its mirror image
+    assert variants(0.5) > 10
 
 
 def test_all_of_it_depends_on_the_seed_and_on_nothing_else(noise, recipe):
