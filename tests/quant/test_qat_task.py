@@ -99,7 +99,7 @@ def test_scales_have_a_rate_of_their_own(model, images):
     for name, (rate, decay) in rates.items():
         assert rate == (0.1 if name.endswith(".scale") else 1.0)
         assert decay == (0.5 if name.endswith("conv.weight") or name == "head.source.weight" else 0.0), name
-    assert sum(name.endswith(".scale") for name in rates) == 2 * 7  # stem, five blocks, head; the pool too, the images not
+    assert sum(name.endswith(".scale") for name in rates) == 2 * 7  # five blocks, head; the stem's kernel, the pool
 
 
 def test_updates_of_adamw_are_measured_in_steps_of_the_grid(model, images):
