@@ -71,7 +71,7 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         low, high = _ends(x, zero_point, ctx.scheme)
         totals = []
         for source, step, rounded, of_y, of_x in _parts(ctx.scheme, scale, x, y, gradient, through):
-            _straight_through(of_y, source * (1.0 / step), low, high, out=of_x)
+            _straight_through(of_y, source, step, low, high, out=of_x)
             if ctx.needs_input_grad[1]:
                 # Rounding errors inside the grid, and its ends outside; by themselves, because their sum would cancel.
                 total = _sum(of_x, rounded - source) + _sum(of_y - of_x, rounded)
@@ -111,13 +111,18 @@ def _ends(x: Tensor, zero_point: Tensor, scheme: Scheme) -> tuple[Any, Any]:
     return scheme.qmin - offset, scheme.qmax - offset
 
 
-def _straight_through(gradient: Tensor, steps: Tensor, low: Any, high: Any, out: Tensor) -> None:
-    """Write the gradient where `steps` lies on the grid, its ends included, and 0 elsewhere."""
+def _straight_through(gradient: Tensor, x: Tensor, step: Tensor, low: Any, high: Any, out: Tensor) -> None:
+    """Write the gradient where `x` lies on the grid, its ends included, and 0 elsewhere."""
     if isinstance(low, Tensor):
+        steps = x * (1.0 / step)
         torch.mul(gradient, (steps >= low - _MARGIN).logical_and_(steps <= high + _MARGIN), out=out)
         return
+    # One number is taken to the ends of the grid, which spares a pass over x.
+    is_number = step.dim() == 0 and step.device.type == "cpu"
+    values, unit = (x, float(step)) if is_number else (x * (1.0 / step), 1.0)
+    least, largest = (low - _MARGIN) * unit, (high + _MARGIN) * unit
     # One pass for two comparisons and a product.
-    torch.ops.aten.hardtanh_backward.grad_input(gradient, steps, low - _MARGIN, high + _MARGIN, grad_input=out)
+    torch.ops.aten.hardtanh_backward.grad_input(gradient, values, least, largest, grad_input=out)
 
 
 def _sum(first: Tensor, second: Tensor) -> Tensor:
