@@ -66,7 +66,7 @@ def prepare_qat(
         keep_float: layers that are not rounded, see `convert.resolve_keep_float`; they train all the same.
         weight_scales: "max" (of the kernel, at each step), "learned" (LSQ) or "fixed".
         learned_activations: learn the scales of activations (LSQ), from the ranges on. That of the images stays: their
-            range is known, and its gradient alone would need the stem's backward pass to its input, a tenth of a step.
+            range is known, and its gradient alone would need the stem's backward pass to its input, a 25th of a step.
 
     Raises:
         InputError: a point without a range.
