@@ -144,6 +144,7 @@ def test_a_teacher_with_other_classes(qat, tmp_path):
         (("--calibrator", "all"), "--calibrator all was given; training starts from one of"),
         (("--keep-float", "stem,hed"), "head"),
         (("--vnni", "perhaps"), "--vnni perhaps was given; allowed are auto, yes and no"),
+        (("--weight-ranges", "entropy"), "weight ranges 'entropy'"),
         (("--rounding", "learned"), "pass --rounding feedback or nearest"),
         (("--calibration-images", "0", "--rounding-images", "0"), "0 calibration images is too few"),
         (("--method", "inserted-bn", "--inserted-bn", "none.safetensors"), "pass --equalization none and"),

@@ -40,6 +40,10 @@ def test_what_is_no_schedule_is_refused(text):
     [
         ({"augmentation": "mixup"}, "--augmentation mixup was given; allowed is one of random-resized-crop, padded-c"),
         ({"crop_area": 0.0}, r"--crop-area 0\.0 was given; allowed is more than 0 and at most 1"),
+        (
+            {"crop_area": 0.5, "augmentation": "center-crop"},
+            "--crop-area is for .* and it is center-crop",
+        ),
         ({"crop_area": 1.1}, r"--crop-area 1\.1"),
         ({"precision": "int8"}, "--precision int8 was given; allowed is one of float32, bfloat16, float16"),
         ({"batch_size": 1}, "--batch-size 1 .* at least 2"),

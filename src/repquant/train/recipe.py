@@ -76,6 +76,8 @@ class Recipe:
         """Refuse what could not be trained with."""
         self._require(self.augmentation in AUGMENTATIONS, "augmentation", f"one of {', '.join(AUGMENTATIONS)}")
         self._require(0 < self.crop_area <= 1, "crop_area", "more than 0 and at most 1")
+        if self.crop_area != type(self).crop_area and self.augmentation != "random-resized-crop":
+            raise InputError(f"--crop-area is for --augmentation random-resized-crop, and it is {self.augmentation}")
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         self._require(self.batch_size >= 2, "batch_size", "at least 2, for batch statistics")
         self._require(self.epochs >= 1, "epochs", "at least 1")
