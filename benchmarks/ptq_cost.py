@@ -51,10 +51,10 @@ from repquant.models.zoo import builtin_weights
 from repquant.numerics.ranges import CALIBRATORS
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.ptq import PtqMethod, prepare, quantize
-from repquant.quant.target import Target, resolve_target
 from repquant.report.rows import measured_row
 from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.onnxruntime import OnnxRuntime
+from repquant.targets.target import Target, resolve_target
 
 FLOAT = "float"
 QUICK = {"images": 64, "many_images": 256, "evaluation_images": 256, "repeats": 2}

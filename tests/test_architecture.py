@@ -8,6 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "repquant"
 LAYERS = (
     ("numerics",),
+    ("targets",),
+    ("graph",),
+    ("simulation",),
     ("models",),
     ("data",),
     ("train",),

@@ -11,10 +11,10 @@ from repquant.models.network import build
 from repquant.models.reparam import reparameterize
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear
-from repquant.quant.target import resolve_target
 from repquant.runtimes.available import open_runtime
 from repquant.runtimes.cpu import int8_support
+from repquant.simulation.layers import QuantizedConv2d, QuantizedLinear
+from repquant.targets.target import resolve_target
 
 ENGINES = ("onnxruntime", "openvino")
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from repquant.data.transforms import EvalTransform
     from repquant.models.network import RepVGG
     from repquant.quant.ptq import PtqMethod
-    from repquant.quant.target import Target
+    from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
 
@@ -242,8 +242,8 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
 
 def open_target(options: TargetOptions) -> Target:
     """Return the schemes of the target on the CPU that will serve it."""
-    from repquant.quant.target import resolve_target
     from repquant.runtimes.cpu import int8_support
+    from repquant.targets.target import resolve_target
 
     if options.vnni not in ("auto", "yes", "no"):
         raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")

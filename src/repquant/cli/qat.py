@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from repquant.models.network import RepVGG
     from repquant.quant.qat import QatStart
     from repquant.quant.qat_start import StartOptions
-    from repquant.quant.target import Target
+    from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from repquant.simulation.layers import FakeQuantize, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
 
 def integer_graph(model: nn.Module) -> nn.Module:

@@ -11,9 +11,9 @@ from torch import nn
 from repquant.errors import InputError
 from repquant.models.blocks import Residual, ShortcutBlock, SqueezeExcite, Term
 from repquant.numerics.affine import Grid, grid_for_range
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
-from repquant.quant.integers import weight_grid
-from repquant.quant.target import Target
+from repquant.simulation.integers import weight_grid
+from repquant.simulation.layers import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
+from repquant.targets.target import Target
 
 Range = tuple[float, float]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)

@@ -15,11 +15,11 @@ from repquant.numerics.affine import Grid
 from repquant.numerics.feedback_rounding import round_with_feedback
 from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.quant.convert import Layer, layer_pairs
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear, adopt
-from repquant.quant.integers import quantize_parameters
 from repquant.quant.rounded import Rounded
 from repquant.quant.sampling import inputs_at, maps
 from repquant.quant.sharing import refuse_second_use, refuse_shared_parameters
+from repquant.simulation.integers import quantize_parameters
+from repquant.simulation.layers import QuantizedConv2d, QuantizedLinear, adopt
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Target = tuple[Tensor, Tensor]  # positions (N, P) and the float outputs (N*P, C) there

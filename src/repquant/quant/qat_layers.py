@@ -16,7 +16,7 @@ from repquant.models.blocks import TrainingBlock
 from repquant.models.fuse import equivalent_kernel, identity_kernel, scale_shift
 from repquant.numerics.affine import Grid, Scheme
 from repquant.numerics.learned_step import SMALLEST_SCALE, gradient_factor, learned_fake_quantize
-from repquant.quant.integers import smallest_scale, weight_grid
+from repquant.simulation.integers import smallest_scale, weight_grid
 
 WeightScales = Literal["max", "learned", "fixed"]
 WEIGHT_SCALES: tuple[WeightScales, ...] = get_args(WeightScales)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repquant.numerics.affine import Grid
-from repquant.quant.integers import IntegerParameters, quantize_parameters
+from repquant.simulation.integers import IntegerParameters, quantize_parameters
 
 
 class FakeQuantize(nn.Module):
