@@ -5,11 +5,13 @@ holds integers up to 2^24 exactly, so the sum does not depend on the order of it
 activation in a thousand lands on the other side of a rounding border, and simulation and runtime drift apart.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repquant.numerics.affine import Grid
+from repquant.numerics.affine import Grid, Scheme
 from repquant.simulation.integers import IntegerParameters, quantize_parameters
 
 
@@ -38,50 +40,93 @@ class FakeQuantize(nn.Module):
         return f"{sign}{self.scheme.bits}, scale={self.scale:.3g}, zero_point={self.zero_point}"
 
 
-class QuantizedConv2d(nn.Conv2d):
-    """A convolution of integers; `weight` and `bias` hold those of `integers` as float32."""
+class QuantizedLayer(nn.Module):
+    """A layer of integers; `weight` and `bias` hold those of `integers` as float32.
+
+    Its classes are the layers of torch with this one in front: the layer's own `forward` multiplies the integers.
+    """
 
     accumulator_scale: Tensor
+    bias: Tensor | None
+    input: FakeQuantize
     integers: IntegerParameters
+    weight: Tensor
 
-    def __init__(self, conv: nn.Conv2d, input_grid: Grid, weight_grid: Grid) -> None:
-        with torch.device("meta"):
-            super().__init__(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,  # type: ignore[arg-type]  # torch stores tuples of the right length
-                conv.stride,  # type: ignore[arg-type]
-                conv.padding,  # type: ignore[arg-type]
-                conv.dilation,  # type: ignore[arg-type]
-                conv.groups,
-                bias=conv.bias is not None,
-                padding_mode=conv.padding_mode,
-            )
-        self.input = FakeQuantize(input_grid)
-        adopt(self, quantize_parameters(conv.weight, conv.bias, input_grid.scale, weight_grid))
+    def adopt(self, integers: IntegerParameters) -> None:
+        """Compute with other integers."""
+        self.integers = integers
+        self.weight = nn.Parameter(integers.weight.float(), requires_grad=False)
+        if integers.bias is not None:
+            self.bias = nn.Parameter(integers.bias.float(), requires_grad=False)
+        spatial = [1] * (integers.weight.dim() - 2)
+        self.register_buffer("accumulator_scale", integers.bias_scale.reshape(-1, *spatial))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, I, H, W) to (N, O, H', W')."""
-        accumulator = super().forward(self.input.steps(x))
+        """Map (N, I, ...) to (N, O, ...); a linear layer (..., I) to (..., O)."""
+        accumulator: Tensor = super().forward(self.input.steps(x))
         return accumulator.mul_(self.accumulator_scale)
 
+    def _fill(self, layer: nn.Module, input_grid: Grid, weight_grid: Grid) -> None:
+        assert isinstance(layer.weight, Tensor)
+        bias = layer.bias
+        assert bias is None or isinstance(bias, Tensor)
+        self.input = FakeQuantize(input_grid)
+        groups = layer.groups if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d) else 1
+        self.adopt(quantize_parameters(layer.weight, bias, input_grid.scale, weight_grid, groups))
 
-class QuantizedLinear(nn.Linear):
-    """A linear layer of integers; `weight` and `bias` hold those of `integers` as float32."""
 
-    accumulator_scale: Tensor
-    integers: IntegerParameters
+class QuantizedConv1d(QuantizedLayer, nn.Conv1d):
+    """A 1-d convolution of integers, (N, I, L) to (N, O, L')."""
+
+    def __init__(self, conv: nn.Conv1d, input_grid: Grid, weight_grid: Grid) -> None:
+        _as_convolution(self, nn.Conv1d, conv, padding_mode=conv.padding_mode)
+        self._fill(conv, input_grid, weight_grid)
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """A convolution of integers, (N, I, H, W) to (N, O, H', W')."""
+
+    def __init__(self, conv: nn.Conv2d, input_grid: Grid, weight_grid: Grid) -> None:
+        _as_convolution(self, nn.Conv2d, conv, padding_mode=conv.padding_mode)
+        self._fill(conv, input_grid, weight_grid)
+
+
+class QuantizedConvTranspose1d(QuantizedLayer, nn.ConvTranspose1d):  # type: ignore[misc]  # no output size
+    """A transposed 1-d convolution of integers, (N, I, L) to (N, O, L')."""
+
+    def __init__(self, conv: nn.ConvTranspose1d, input_grid: Grid, weight_grid: Grid) -> None:
+        _as_convolution(self, nn.ConvTranspose1d, conv, output_padding=conv.output_padding)
+        self._fill(conv, input_grid, weight_grid)
+
+
+class QuantizedConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):  # type: ignore[misc]
+    """A transposed convolution of integers, (N, I, H, W) to (N, O, H', W')."""
+
+    def __init__(self, conv: nn.ConvTranspose2d, input_grid: Grid, weight_grid: Grid) -> None:
+        _as_convolution(self, nn.ConvTranspose2d, conv, output_padding=conv.output_padding)
+        self._fill(conv, input_grid, weight_grid)
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]  # torch types its bias as always there
+    """A linear layer of integers, (..., I) to (..., O)."""
 
     def __init__(self, linear: nn.Linear, input_grid: Grid, weight_grid: Grid) -> None:
         with torch.device("meta"):
-            super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        self.input = FakeQuantize(input_grid)
-        adopt(self, quantize_parameters(linear.weight, linear.bias, input_grid.scale, weight_grid))
+            nn.Linear.__init__(self, linear.in_features, linear.out_features, bias=linear.bias is not None)
+        self._fill(linear, input_grid, weight_grid)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, I) to (N, O)."""
-        accumulator = F.linear(self.input.steps(x), self.weight, self.bias)
-        return accumulator.mul_(self.accumulator_scale)
+
+class QuantizedMatmul(nn.Module):
+    """A matrix product of two activations in integers."""
+
+    def __init__(self, left: Grid, right: Grid) -> None:
+        super().__init__()
+        self.left, self.right = FakeQuantize(left), FakeQuantize(right)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Map (..., M, K) and (..., K, N) to (..., M, N)."""
+        product = self.left.steps(left) @ self.right.steps(right)
+        return product.mul_(self.left.scale * self.right.scale)
 
 
 class QuantizedInput(nn.Module):
@@ -98,14 +143,29 @@ class QuantizedInput(nn.Module):
         return y
 
 
-QuantizedLayer = QuantizedConv2d | QuantizedLinear
+_QUANTIZED: dict[type[nn.Module], Any] = {
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
+    nn.ConvTranspose1d: QuantizedConvTranspose1d,
+    nn.ConvTranspose2d: QuantizedConvTranspose2d,
+    nn.Linear: QuantizedLinear,
+}
 
 
-def adopt(layer: QuantizedLayer, integers: IntegerParameters) -> None:
-    """Make `layer` compute with other integers."""
-    layer.integers = integers
-    layer.weight = nn.Parameter(integers.weight.float(), requires_grad=False)
-    if integers.bias is not None:
-        layer.bias = nn.Parameter(integers.bias.float(), requires_grad=False)
-    per_channel = (-1, 1, 1) if isinstance(layer, QuantizedConv2d) else (-1,)
-    layer.register_buffer("accumulator_scale", integers.bias_scale.reshape(per_channel))
+def quantize_layer(layer: nn.Module, input_grid: Grid, weight_grid: Grid) -> QuantizedLayer:
+    """Return a layer, one of `graph.operators.LAYERS`, in integers."""
+    quantized: QuantizedLayer = _QUANTIZED[type(layer)](layer, input_grid, weight_grid)
+    return quantized
+
+
+def weight_scheme(layer: nn.Module, scheme: Scheme) -> Scheme:
+    """Return a target's scheme for the weight of a layer; in a transposed one the output channel is the second axis."""
+    is_transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
+    return replace(scheme, channel_axis=1) if is_transposed and scheme.channel_axis is not None else scheme
+
+
+def _as_convolution(layer: Any, base: Any, conv: Any, **special: Any) -> None:
+    """Initialize `layer` as a `base` with the geometry of `conv`, without memory for weights."""
+    geometry = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups", "dilation")
+    with torch.device("meta"):
+        base.__init__(layer, **{name: getattr(conv, name) for name in geometry}, bias=conv.bias is not None, **special)

@@ -20,6 +20,8 @@ class Target:
         weight: scheme of every weight; its channel axis is the output channel, or None per tensor.
         quantizes_terms: the summands of an addition are integers; otherwise the convolution that ends in an addition
             keeps its sum in 32 bits, and only the input that is added to it is an integer.
+        rounds_before_pointwise: what a nonlinear function reads is rounded; otherwise it is part of the layer in front
+            of it, as a ReLU is everywhere.
         note: what the user should know about the choice, or "".
     """
 
@@ -27,6 +29,7 @@ class Target:
     activation: Scheme
     weight: Scheme
     quantizes_terms: bool = False
+    rounds_before_pointwise: bool = False
     note: str = ""
 
 
@@ -75,5 +78,6 @@ def resolve_target(
         activation=Scheme(bits=activation_bits, signed=False, symmetric=False),
         weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis),
         quantizes_terms=name == "onnxruntime",
+        rounds_before_pointwise=name == "onnxruntime",
         note="; ".join(notes),
     )
