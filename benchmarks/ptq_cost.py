@@ -235,7 +235,7 @@ def quantize_with_repquant(
     started = perf_counter()
     quantized = quantize_once(arguments, model, target, arguments.images, (calibrator,), method, rounding_images)
     before_export = perf_counter()
-    export_onnx(quantized, model_path(folder, label), arguments.image_size)
+    export_onnx(quantized, model_path(folder, label), arguments.image_size, target)
     ended = perf_counter()
     return {"seconds": ended - started, "export_seconds": ended - before_export, "peak_mb": peak_mb()}
 

@@ -50,7 +50,7 @@ def exported(request, network, images, tmp_path_factory):
     ranges = activation_ranges("max", collect_histograms(split, [images]), target)
     quantized = quantize_model(split, ranges, target)
     path = tmp_path_factory.mktemp("shortcut") / "model.onnx"
-    export_onnx(quantized, path, 32)
+    export_onnx(quantized, path, 32, target)
     return kind, name, quantized, path
 
 

@@ -154,7 +154,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
         options.image_size,
         output,
         output,
-        simulated_only=target.activation.bits < 8,
+        target,
     )
     train_seconds = sum(report.train_seconds for report in trainer.history)
     cost = (

@@ -1,7 +1,8 @@
-"""Quantized modules in the form that ONNX stores: int8 weights and int32 biases behind DequantizeLinear.
+"""Quantized modules in the form that ONNX stores: integers behind DequantizeLinear.
 
 Each module emits the ONNX operators itself, so that the graph holds the integers that the simulation computed with and
-not a float copy that a runtime would have to round again.
+not a float copy that a runtime would have to round again. Where a target wants floats in the file, they are the values
+of these integers and round to them.
 """
 
 import copy
@@ -12,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repquant.simulation.layers import FakeQuantize, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from repquant.targets.target import Target
 
 
-def integer_graph(model: nn.Module) -> nn.Module:
+def integer_graph(model: nn.Module, target: Target) -> nn.Module:
     """Return a copy of a quantized model whose modules emit QuantizeLinear and DequantizeLinear when exported.
 
-    The copy is for `torch.onnx.export` alone: its operators are symbolic and can't be run.
+    The copy is for `torch.onnx.export` alone: its operators are symbolic and can't be run. It maps float32 to float32;
+    with scales in FP16 everything between that is not an integer is FP16.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -25,10 +28,23 @@ def integer_graph(model: nn.Module) -> nn.Module:
             memo[id(module)] = _QuantizeDequantize(module)
     for module in model.modules():
         if isinstance(module, QuantizedConv2d):
-            memo[id(module)] = _IntegerConv2d(module, memo[id(module.input)])
+            memo[id(module)] = _IntegerConv2d(module, memo[id(module.input)], target)
         elif isinstance(module, QuantizedLinear):
-            memo[id(module)] = _IntegerLinear(module, memo[id(module.input)])
-    return copy.deepcopy(model, memo)
+            memo[id(module)] = _IntegerLinear(module, memo[id(module.input)], target)
+    graph = copy.deepcopy(model, memo)
+    return graph if target.weight.scale_type == "float32" else _Half(graph.half())
+
+
+class _Half(nn.Module):
+    """A model in FP16 between a float32 input and a float32 output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.model(x.half())
+        return y.float()
 
 
 class _QuantizeDequantize(nn.Module):
@@ -45,7 +61,7 @@ class _QuantizeDequantize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         grid = (self.scale, self.zero_point)
         q = _onnx("QuantizeLinear", x, *grid, dtype=self.zero_point.dtype)
-        return _onnx("DequantizeLinear", q, *grid, dtype=torch.float32)
+        return _onnx("DequantizeLinear", q, *grid, dtype=self.scale.dtype)
 
 
 class _IntegerLayer(nn.Module):
@@ -56,26 +72,32 @@ class _IntegerLayer(nn.Module):
     bias_scale: Tensor
     bias_zero_point: Tensor
 
-    def __init__(self, layer: QuantizedLayer, quantize_input: nn.Module) -> None:
+    def __init__(self, layer: QuantizedLayer, quantize_input: nn.Module, target: Target) -> None:
         super().__init__()
         self.input = quantize_input
+        self.target = target
         integers = layer.integers
-        self.register_buffer("weight", integers.weight)
+        self.register_buffer("weight", integers.weight if target.weights == "int8" else integers.float_weight())
         self.register_buffer("weight_scale", integers.weight_grid.scale)
         self.register_buffer("weight_zero_point", integers.weight_grid.zero_point.to(torch.int8))
-        self.register_buffer("bias", integers.bias)
+        self.register_buffer("bias", integers.float_bias() if target.float_biases else integers.bias)
         self.register_buffer("bias_scale", integers.bias_scale)
         self.register_buffer("bias_zero_point", torch.zeros_like(integers.bias_scale, dtype=torch.int32))
 
     def float_parameters(self) -> tuple[Tensor, Tensor | None]:
-        weight = _dequantize(self.weight, self.weight_scale, self.weight_zero_point)
-        bias = self.bias
-        return weight, None if bias is None else _dequantize(bias, self.bias_scale, self.bias_zero_point)
+        grid = (self.weight_scale, self.weight_zero_point)
+        weight, bias = self.weight, self.bias
+        if self.target.weights == "float":
+            weight = _onnx("QuantizeLinear", weight, *grid, dtype=torch.int8, attributes=_axis(self.weight_scale))
+        weight = _dequantize(weight, *grid)
+        if bias is not None and not self.target.float_biases:
+            bias = _dequantize(bias, self.bias_scale, self.bias_zero_point)
+        return weight, bias
 
 
 class _IntegerConv2d(_IntegerLayer):
-    def __init__(self, conv: QuantizedConv2d, quantize_input: nn.Module) -> None:
-        super().__init__(conv, quantize_input)
+    def __init__(self, conv: QuantizedConv2d, quantize_input: nn.Module, target: Target) -> None:
+        super().__init__(conv, quantize_input, target)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,17 +106,17 @@ class _IntegerConv2d(_IntegerLayer):
 
 
 class _IntegerLinear(_IntegerLayer):
-    def __init__(self, linear: QuantizedLinear, quantize_input: nn.Module) -> None:
-        super().__init__(linear, quantize_input)
-
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.float_parameters()
         return F.linear(self.input(x), weight, bias)
 
 
 def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    attributes = {"axis": 0} if scale.dim() else {}
-    return _onnx("DequantizeLinear", q, scale, zero_point, dtype=torch.float32, attributes=attributes)
+    return _onnx("DequantizeLinear", q, scale, zero_point, dtype=scale.dtype, attributes=_axis(scale))
+
+
+def _axis(scale: Tensor) -> dict[str, Any]:
+    return {"axis": 0} if scale.dim() else {}
 
 
 def _onnx(

@@ -8,37 +8,47 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import version_converter
 from torch import nn
 
 from repquant.atomic import replace_file
 from repquant.export.integer_graph import integer_graph
+from repquant.export.node_names import name_nodes
+from repquant.export.pooling import pool_globally
 from repquant.export.shared_quantizers import share_quantizers
+from repquant.simulation.layers import FakeQuantize
+from repquant.targets.target import Target
 
 OPSET = 21
+OPSET_OF_TENSORRT_8 = 17
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
 
-def export_onnx(model: nn.Module, path: Path, image_size: int | tuple[int, int]) -> int:
+def export_onnx(model: nn.Module, path: Path, image_size: int | tuple[int, int], target: Target | None = None) -> int:
     """Write `model` to `path` as ONNX with a dynamic batch, checked, and return its size in bytes.
 
     The graph maps `images` (N, 3, H, W), float32 and normalized, to `logits` (N, K). Quantized modules become Q/DQ
-    pairs; their weights are stored as int8, their biases as int32 with scale s_x * s_w.
+    pairs; the target says how their weights and biases are stored. Nodes have the names of the modules that they come
+    from.
 
     Args:
         model: deploy model, float or quantized, on the CPU.
         path: file to write; it appears only when it is complete.
         image_size: side, or (height, width), of the images in pixels.
+        target: of a quantized model; None for a float one.
 
     Raises:
         InputError: the folder of `path` can't be written.
     """
+    is_quantized = any(isinstance(module, FakeQuantize) for module in model.modules())
+    assert is_quantized == (target is not None), "a quantized model is exported for its target, a float one for none"
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     # Two images: the exporter takes a dimension of 1 for a constant.
     example = torch.zeros(2, 3, height, width)
     with _quiet_exporter():
         program = torch.onnx.export(
-            integer_graph(model).eval(),
+            (integer_graph(model, target) if target else model).eval(),
             (example,),
             dynamo=True,
             opset_version=OPSET,
@@ -48,8 +58,13 @@ def export_onnx(model: nn.Module, path: Path, image_size: int | tuple[int, int])
             verbose=False,
         )
     assert program is not None, "the exporter returns a program when it is given no file"
-    proto = share_quantizers(program.model_proto)
+    proto = name_nodes(program.model_proto)
     _strip_provenance(proto)
+    if target and target.name == "tensorrt":
+        proto = pool_globally(proto)
+    proto = share_quantizers(proto)
+    if target and target.weights == "float" and target.weight.scale_type == "float32":
+        proto = version_converter.convert_version(proto, OPSET_OF_TENSORRT_8)
     onnx.checker.check_model(proto, full_check=True)
     with replace_file(path) as temporary:
         onnx.save(proto, temporary)

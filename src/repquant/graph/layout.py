@@ -171,7 +171,7 @@ class _Finder:
 
     def _accumulator(self, node: fx.Node) -> fx.Node | None:
         """Return the summand that a layer keeps in 32 bits until the sum is known."""
-        if self._target.quantizes_terms:
+        if self._target.quantized_terms == "all":
             return None
         layers = [operand for operand in operands(node) if operand in self._layers and len(operand.users) == 1]
         return max(layers, key=self._position.__getitem__) if layers else None

@@ -71,6 +71,20 @@ def smallest_scale(bias: Tensor, input_scale: Tensor, scheme: Scheme) -> Tensor:
     return largest / (input_scale * (INT32_MAX // 2))
 
 
+def stored_bias(bias: Tensor, scheme: Scheme) -> Tensor:
+    """Return a bias (O,) as files hold it beside weights of `scheme`: biases have the type of the scales.
+
+    Raises:
+        InputError: a bias that is too large for FP16.
+    """
+    if scheme.scale_type == "float32":
+        return bias
+    stored = bias.to(torch.float16).to(bias.dtype)
+    if torch.isinf(stored).any():
+        raise InputError(f"a bias of {float(bias.abs().max()):.3g} does not fit FP16; store the scales as float32")
+    return stored
+
+
 def quantize_parameters(
     weight: Tensor, bias: Tensor | None, input_scale: Tensor, grid: Grid, groups: int = 1
 ) -> IntegerParameters:
@@ -84,12 +98,14 @@ def quantize_parameters(
         groups: of a transposed convolution, whose groups share the scales of their channels.
 
     Raises:
-        InputError: a bias that does not fit 32 bits.
+        InputError: a bias that does not fit 32 bits, or FP16 where scales are stored so.
     """
     bias_scale = input_scale * grid.scale
     if grid.scheme.channel_axis == 1:
         bias_scale = bias_scale.repeat(groups)
-    integer_bias = None if bias is None else torch.round(bias.detach().double() / bias_scale.double())
+    integer_bias = None
+    if bias is not None:
+        integer_bias = torch.round(stored_bias(bias.detach(), grid.scheme).double() / bias_scale.double())
     if integer_bias is not None and (integer_bias.abs() > INT32_MAX).any():
         raise InputError("a bias does not fit 32 bits in steps of input scale x weight scale; widen the weight grid")
     return IntegerParameters(
