@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "repquant"
 LAYERS = (
     ("numerics",),
+    ("graph",),
     ("models",),
     ("data",),
     ("train",),
