@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
 from repquant.graph.capture import capture
 
@@ -41,6 +41,11 @@ def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
                 nn.init.uniform_(part.weight, 0.5, 1.5, generator=generator)
                 nn.init.normal_(part.bias, 0, 0.3, generator=generator)
     return module
+
+
+def layers_of(captured: fx.GraphModule) -> dict[str, nn.Module]:
+    called = [node.target for node in captured.graph.nodes if node.op == "call_module"]
+    return {name: captured.get_submodule(name) for name in called}
 
 
 def test_a_network_with_every_difficulty_computes_the_same_at_any_batch_size():

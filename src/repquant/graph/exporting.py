@@ -18,9 +18,7 @@ from repquant.errors import InputError
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
-_FOREIGN = tuple(str(Path(module.__file__).parent) for module in (torch,) if module.__file__) + (
-    str(Path(__file__).parent),
-)
+_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 def export_functional(module: nn.Module, example: Example) -> tuple[fx.GraphModule, bool]:
@@ -52,8 +50,9 @@ def export_functional(module: nn.Module, example: Example) -> tuple[fx.GraphModu
     if signature.buffers_to_mutate:
         names = ", ".join(sorted(signature.buffers_to_mutate.values()))
         raise InputError(
-            f"{type(module).__name__} changes its buffers while it runs in evaluation mode: {names}; a deployed network "
-            "keeps no state: return the new value as an output and take the old one as an input, or leave the update out"
+            f"{type(module).__name__} changes its buffers while it runs in evaluation mode: {names}; a deployed "
+            "network keeps no state: return the new value as an output and take the old one as an input, or leave the "
+            "update out"
         )
     return _module_of(program), has_free_batch
 
@@ -113,7 +112,9 @@ def _with_free_batch(
         return None
     values = [node.meta.get("val") for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     batches = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim]
-    return program if batches and isinstance(batches[0], torch.SymInt) else None
+    # A dimension that the network's code turned out to need at its size is a symbol with a value.
+    is_free = bool(batches) and isinstance(batches[0], torch.SymInt) and batches[0].node.maybe_as_int() is None
+    return program if is_free else None
 
 
 def _module_of(program: ExportedProgram) -> fx.GraphModule:

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers of a graph as modules: exact classes, zero padding, the names of the user's modules."""
+"""Convolutions and linear layers of a graph as modules: exact classes, zero padding, the user's names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
