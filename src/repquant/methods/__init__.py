@@ -1,0 +1,1 @@
+"""The methods of post-training quantization, wired to captured graphs."""
