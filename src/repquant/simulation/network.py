@@ -1,11 +1,10 @@
 """A captured network that computes what a runtime computes in integers."""
 
-import copy
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor, fx, nn
 
+from repquant.graph.copies import copy_graph
 from repquant.graph.operators import Kind, find_operator, layer_of
 from repquant.graph.plan import Plan
 from repquant.simulation.integers import weight_grid
@@ -28,8 +27,7 @@ def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
         InputError: a bias that does not fit 32 bits.
     """
     layers = {name: _integer_layer(graph.get_submodule(name), name, plan) for name in plan.layout.layers}
-    memo: dict[int, Any] = {id(graph.get_submodule(name)): layer for name, layer in layers.items()}
-    simulated = copy.deepcopy(graph, memo)
+    simulated = copy_graph(graph, {id(graph.get_submodule(name)): layer for name, layer in layers.items()})
     prefix = _free_name(simulated)
     nodes = {node.name: node for node in simulated.graph.nodes}
     rounded: dict[str, fx.Node] = {}
