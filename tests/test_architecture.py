@@ -11,6 +11,7 @@ LAYERS = (
     ("targets",),
     ("graph",),
     ("simulation",),
+    ("methods",),
     ("models",),
     ("data",),
     ("train",),

@@ -1,0 +1,94 @@
+"""Batch normalization by its running statistics: folded into the layer in front, or a layer of its own."""
+
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+from repquant.graph.arguments import arguments
+from repquant.graph.constants import Constant
+from repquant.graph.layers import make_layer, place
+
+aten = torch.ops.aten
+
+
+def fold_batch_norms(graph: fx.Graph, constants: Mapping[fx.Node, Constant], root: nn.Module) -> None:
+    """Fold, in place, each normalization into the layer in front of it, in float64.
+
+    Where the layer has other users, or there is none, a normalization of (N, C, H, W) becomes a depthwise 1x1
+    convolution with the normalization's name. Of another rank it stays an operator.
+    """
+    for node in list(graph.nodes):
+        if node.target is not operator.getitem or node.args[1] != 0:
+            continue
+        norm = node.args[0]
+        if not isinstance(norm, fx.Node) or norm.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        values = arguments(norm)
+        parts = [values[name] for name in ("weight", "bias", "running_mean", "running_var")]
+        if any(part is not None and part not in constants for part in parts):
+            continue
+        source = values["input"]
+        scale, shift = _scale_shift(parts, values["eps"], constants)
+        layer = root.get_submodule(source.target) if source.op == "call_module" else None
+        if layer is not None and len(source.users) == 1 and _channels_are_outputs(layer, source):
+            _absorb(layer, scale, shift)
+            new = source
+        elif source.meta["val"].ndim == 4:
+            new = _depthwise(graph, node, source, scale, shift, _path(parts, node, constants), root)
+        else:
+            continue
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        graph.erase_node(norm)
+
+
+def _scale_shift(
+    parts: list[fx.Node | None], eps: float, constants: Mapping[fx.Node, Constant]
+) -> tuple[Tensor, Tensor]:
+    gamma, beta, mean, var = (None if part is None else constants[part].wide for part in parts)
+    assert mean is not None
+    assert var is not None
+    scale = torch.rsqrt(var + eps) if gamma is None else gamma * torch.rsqrt(var + eps)
+    return scale, (0 if beta is None else beta) - mean * scale
+
+
+def _channels_are_outputs(layer: nn.Module, node: fx.Node) -> bool:
+    """Whether dimension 1, which a batch normalization scales, is the layer's output dimension."""
+    return node.meta["val"].ndim == (2 if isinstance(layer, nn.Linear) else layer.weight.ndim)
+
+
+@torch.no_grad()
+def _absorb(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
+    weight = layer.weight.double()
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        # (I, O/groups, ...): group g makes the outputs g * O/groups and on.
+        grouped = weight.unflatten(0, (layer.groups, -1))
+        factors = scale.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2))
+        weight = (grouped * factors).flatten(0, 1)
+    else:
+        weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    bias = shift if layer.bias is None else layer.bias.double() * scale + shift
+    dtype = layer.weight.dtype
+    layer.weight = nn.Parameter(weight.to(dtype))
+    layer.bias = nn.Parameter(bias.to(dtype))
+
+
+def _depthwise(
+    graph: fx.Graph, node: fx.Node, source: fx.Node, scale: Tensor, shift: Tensor, path: str, root: nn.Module
+) -> fx.Node:
+    channels, dtype = len(scale), node.meta["val"].dtype
+    geometry = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": channels}
+    layer = make_layer(nn.Conv2d, scale.to(dtype).view(channels, 1, 1, 1), shift.to(dtype), **geometry)
+    with graph.inserting_before(node):
+        new = graph.create_node("call_module", place(root, path, layer), (source,))
+    new.meta = dict(node.meta)
+    return new
+
+
+def _path(parts: list[fx.Node | None], node: fx.Node, constants: Mapping[fx.Node, Constant]) -> str:
+    path = constants[parts[3]].path  # type: ignore[index]
+    if path is None or "." not in path:
+        return node.name
+    return path.rpartition(".")[0]
