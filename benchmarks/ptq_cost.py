@@ -51,10 +51,10 @@ from repquant.models.zoo import builtin_weights
 from repquant.numerics.ranges import CALIBRATORS
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.ptq import PtqMethod, prepare, quantize
-from repquant.quant.target import Target, resolve_target
 from repquant.report.rows import measured_row
 from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.onnxruntime import OnnxRuntime
+from repquant.targets.target import Target, resolve_target
 
 FLOAT = "float"
 QUICK = {"images": 64, "many_images": 256, "evaluation_images": 256, "repeats": 2}
@@ -235,7 +235,7 @@ def quantize_with_repquant(
     started = perf_counter()
     quantized = quantize_once(arguments, model, target, arguments.images, (calibrator,), method, rounding_images)
     before_export = perf_counter()
-    export_onnx(quantized, model_path(folder, label), arguments.image_size)
+    export_onnx(quantized, model_path(folder, label), arguments.image_size, target)
     ended = perf_counter()
     return {"seconds": ended - started, "export_seconds": ended - before_export, "peak_mb": peak_mb()}
 

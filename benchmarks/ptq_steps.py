@@ -31,10 +31,10 @@ from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.ptq import PtqMethod, prepare, quantize
-from repquant.quant.target import Target, resolve_target
 from repquant.report.rows import measured_row
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.pytorch import PyTorchRuntime
+from repquant.targets.target import Target, resolve_target
 
 FLOAT = "float"
 STEPS: dict[str, tuple[PtqMethod, int]] = {

@@ -44,9 +44,9 @@ from repquant.quant.qat_layers import EquivalentKernel, FoldedKernel, KernelSour
 from repquant.quant.qat_recipe import QatRecipe
 from repquant.quant.qat_start import StartOptions, start_qat
 from repquant.quant.qat_task import QatTask
-from repquant.quant.target import Target, resolve_target
 from repquant.report.rows import measured_row
 from repquant.runtimes.pytorch import PyTorchRuntime
+from repquant.targets.target import Target, resolve_target
 from repquant.train.held_back import hold_back
 from repquant.train.optim import learning_rate, make_optimizer, set_learning_rate
 from repquant.train.sampling import TrainingSet

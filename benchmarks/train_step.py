@@ -47,7 +47,7 @@ from repquant.quant.qat import prepare_qat
 from repquant.quant.qat_recipe import QatRecipe
 from repquant.quant.qat_start import StartOptions, start_qat
 from repquant.quant.qat_task import QatTask
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 from repquant.train.distributed import ONE, Ranks, started_by_torchrun
 from repquant.train.loop import Trainer
 from repquant.train.meters import Meter

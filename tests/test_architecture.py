@@ -8,7 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "repquant"
 LAYERS = (
     ("numerics",),
+    ("targets",),
     ("graph",),
+    ("simulation",),
+    ("methods",),
     ("models",),
     ("data",),
     ("train",),

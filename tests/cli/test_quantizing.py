@@ -11,7 +11,7 @@ from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import count_identities
 from repquant.models.spec import ArchSpec
 from repquant.quant.ptq import PtqMethod
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 
 class Images:

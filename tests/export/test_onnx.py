@@ -11,10 +11,10 @@ from repquant.models.network import build
 from repquant.models.reparam import reparameterize
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear
-from repquant.quant.target import resolve_target
 from repquant.runtimes.available import open_runtime
 from repquant.runtimes.cpu import int8_support
+from repquant.simulation.layers import QuantizedConv2d, QuantizedLinear
+from repquant.targets.target import resolve_target
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -41,59 +41,134 @@ def images():
     return torch.randn(6, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
+STORAGES = {
+    "onnxruntime": ("onnxruntime", {}),
+    "tensorrt": ("tensorrt", {}),
+    "tensorrt-float": ("tensorrt", {"stored_weights": "float"}),
+    "tensorrt-half": ("tensorrt", {"scale_type": "float16"}),
+    "tensorrt-float-half": ("tensorrt", {"stored_weights": "float", "scale_type": "float16"}),
+}
+
+
+@pytest.fixture(scope="module", params=STORAGES)
 def exported(request, images, tmp_path_factory):
     torch.manual_seed(0)
     model = Block().eval()
-    target = resolve_target(request.param, weight_bits=8 if int8_support().safe else 7)
+    name, storage = STORAGES[request.param]
+    target = resolve_target(name, weight_bits=8 if int8_support().safe else 7, **storage)
     ranges = activation_ranges("max", collect_histograms(model, [images]), target)
     quantized = quantize_model(model, ranges, target)
     path = tmp_path_factory.mktemp("export") / "block.onnx"
-    size = export_onnx(quantized, path, (16, 24))
-    return request.param, quantized, path, size
+    size = export_onnx(quantized, path, (16, 24), target)
+    return target, quantized, path, size
 
 
 def initializers(path):
     return {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 
-def dequantize_inputs(path):
-    """The arrays behind each DequantizeLinear whose data is constant: (integers, scale, zero point)."""
+def nodes(path, kind):
+    return [node for node in onnx.load(path).graph.node if node.op_type == kind]
+
+
+def stored(path, kind):
+    """The constants that each node of a kind reads, where its data is one: (data, scale, zero point)."""
     arrays = initializers(path)
-    nodes = [node for node in onnx.load(path).graph.node if node.op_type == "DequantizeLinear"]
-    return [tuple(arrays[name] for name in node.input) for node in nodes if node.input[0] in arrays]
+    return [tuple(arrays[name] for name in node.input) for node in nodes(path, kind) if node.input[0] in arrays]
 
 
-def test_stored_integers_are_those_of_the_simulation(exported):
-    _, quantized, path, _ = exported
-    stored = dequantize_inputs(path)
+def layers_of(quantized):
     layers = [m for m in quantized.modules() if isinstance(m, QuantizedConv2d | QuantizedLinear)]
     assert len(layers) == 5
-    for layer in layers:
-        expected = layer.integers.weight.numpy()
-        (match,) = (s for s in stored if s[0].dtype == np.int8 and np.array_equal(s[0], expected))
-        assert np.array_equal(match[1], layer.integers.weight_grid.scale.numpy())
+    return layers
+
+
+def test_stored_weights_are_those_of_the_simulation(exported):
+    target, quantized, path, _ = exported
+    kind = "DequantizeLinear" if target.weights == "int8" else "QuantizeLinear"
+    weights = [data for data in stored(path, kind) if data[0].dtype != np.int32]
+    assert len(weights) == 5
+    for layer in layers_of(quantized):
+        expected, scale = layer.integers.weight.numpy(), layer.integers.weight_grid.scale.numpy()
+        (match,) = (w for w in weights if w[0].shape == expected.shape and np.array_equal(w[1], scale))
         assert not match[2].any()
-        if layer.bias is not None:
-            bias = layer.integers.bias.numpy()
-            (match,) = (s for s in stored if s[0].dtype == np.int32 and np.array_equal(s[0], bias))
-            assert np.allclose(match[1], layer.input.scale * layer.integers.weight_grid.scale.numpy(), rtol=1e-6)
+        assert match[2].dtype == np.int8
+        integers, step = match[0], match[1].reshape(-1, *[1] * (expected.ndim - 1))
+        if target.weights == "float":
+            assert integers.dtype == match[1].dtype
+            integers = np.round(integers / step)
+        assert np.array_equal(integers, expected)
 
 
-def test_no_float_weight_is_stored(exported):
-    _, _, path, size = exported
-    large = [name for name, array in initializers(path).items() if array.dtype == np.float32 and array.ndim > 1]
-    assert large == []
+def test_stored_biases_are_those_of_the_simulation(exported):
+    target, quantized, path, _ = exported
+    arrays = initializers(path)
+    behind = {node.output[0]: node for node in nodes(path, "DequantizeLinear")}
+    found = {}
+    for node in onnx.load(path).graph.node:
+        if node.op_type in ("Conv", "Gemm") and len(node.input) == 3:
+            found[node.name.rpartition("/")[0].removeprefix("model.")] = node.input[2]
+    for name, layer in quantized.named_modules():
+        if not isinstance(layer, QuantizedConv2d | QuantizedLinear) or layer.bias is None:
+            continue
+        bias, scale = layer.integers.bias.numpy(), layer.integers.bias_scale.numpy()
+        if target.float_biases:
+            value = arrays[found[name]]
+            assert value.dtype == np.dtype(target.weight.scale_type)
+            assert np.array_equal(value, (bias.astype(np.float32) * scale).astype(value.dtype))
+            assert np.abs(value / scale.astype(np.float64) - bias).max() <= 0.5
+        else:
+            integers, step, _ = (arrays[name] for name in behind[found[name]].input)
+            assert np.array_equal(integers, bias)
+            assert np.allclose(step, scale, rtol=1e-6)
+
+
+def test_tensorrt_meets_no_int32_and_no_uint8(exported):
+    target, _, path, _ = exported
+    kinds = {array.dtype for kind in ("QuantizeLinear", "DequantizeLinear") for w in stored(path, kind) for array in w}
+    assert (np.dtype(np.int32) in kinds) == (target.name != "tensorrt")
+    zero_points = [initializers(path)[node.input[2]] for node in nodes(path, "QuantizeLinear")]
+    assert {point.dtype for point in zero_points} == {np.dtype(np.int8 if target.name == "tensorrt" else np.uint8)}
+    assert any(point.any() for point in zero_points) == (target.name != "tensorrt")
+
+
+def test_no_float_weight_is_stored_unless_asked_for(exported):
+    target, _, path, size = exported
+    large = [name for name, array in initializers(path).items() if array.dtype.kind == "f" and array.ndim > 1]
+    assert len(large) == (5 if target.weights == "float" else 0)
     assert size == path.stat().st_size
 
 
-def test_zero_points(exported):
-    target, _, path, _ = exported
+def test_all_scales_have_the_type_that_was_asked_for(exported):
+    target, quantized, path, _ = exported
     arrays = initializers(path)
-    nodes = [node for node in onnx.load(path).graph.node if node.op_type == "QuantizeLinear"]
-    points = [arrays[node.input[2]] for node in nodes]
-    assert {point.dtype for point in points} == {np.dtype(np.int8 if target == "tensorrt" else np.uint8)}
-    assert any(points) == (target != "tensorrt")
+    scales = [arrays[node.input[1]] for node in onnx.load(path).graph.node if "quantizeLinear" in node.op_type.lower()]
+    scales = [arrays[n.input[1]] for kind in ("QuantizeLinear", "DequantizeLinear") for n in nodes(path, kind)]
+    assert {scale.dtype for scale in scales} == {np.dtype(target.weight.scale_type)}
+    for layer in layers_of(quantized):  # the simulation has the same scales
+        assert any(np.array_equal(scale, layer.integers.weight_grid.scale.numpy()) for scale in scales)
+        assert any(scale.ndim == 0 and float(scale) == layer.input.scale for scale in scales)
+
+
+def test_opset_is_one_that_the_parser_knows(exported):
+    target, _, path, _ = exported
+    is_for_8 = target.weights == "float" and target.weight.scale_type == "float32"
+    assert onnx.load(path).opset_import[0].version == (17 if is_for_8 else 21)
+
+
+def test_nodes_have_the_names_of_their_modules(exported):
+    target, _, path, _ = exported
+    names = [node.name for node in onnx.load(path).graph.node]
+    assert len(set(names)) == len(names)
+    prefix = "model." if target.weight.scale_type == "float16" else ""
+    assert {f"{prefix}{name}" for name in ("conv/Conv", "se.module.down/Conv", "grouped/Conv", "head/Gemm")} <= {*names}
+
+
+def test_tensorrt_pools_instead_of_reducing(exported):
+    target, _, path, _ = exported
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    counts = (kinds.count("GlobalAveragePool"), kinds.count("ReduceMean"))
+    assert counts == ((2, 0) if target.name == "tensorrt" else (0, 2))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -136,4 +211,4 @@ def test_a0_with_1000_classes_is_at_most_8_7_megabytes(tmp_path):
     target = resolve_target("tensorrt")
     histograms = collect_histograms(model, [torch.randn(1, 3, 64, 64)])
     quantized = quantize_model(model, activation_ranges("max", histograms, target), target)
-    assert export_onnx(quantized, tmp_path / "a0.onnx", 224) <= 8_700_000
+    assert export_onnx(quantized, tmp_path / "a0.onnx", 224, target) <= 8_700_000

@@ -16,8 +16,8 @@ from repquant.models.shortcut import split_identity
 from repquant.models.spec import ArchSpec
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
-from repquant.quant.target import resolve_target
 from repquant.runtimes.available import open_runtime
+from repquant.targets.target import resolve_target
 
 SPEC = ArchSpec(name="few", blocks=(1, 3, 1, 1), widths=(0.25, 0.25, 0.125, 0.125))
 
@@ -50,7 +50,7 @@ def exported(request, network, images, tmp_path_factory):
     ranges = activation_ranges("max", collect_histograms(split, [images]), target)
     quantized = quantize_model(split, ranges, target)
     path = tmp_path_factory.mktemp("shortcut") / "model.onnx"
-    export_onnx(quantized, path, 32)
+    export_onnx(quantized, path, 32, target)
     return kind, name, quantized, path
 
 

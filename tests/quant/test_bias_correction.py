@@ -8,7 +8,7 @@ from repquant.errors import InputError
 from repquant.quant.bias_correction import correct_biases
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_names, quantize_model
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 
 def quantize(model, images, weights_of=None, **settings):

@@ -7,7 +7,7 @@ from repquant.numerics.affine import fake_quantize, grid_for_range
 from repquant.numerics.ranges import CALIBRATORS
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantization_points
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 
 def test_histograms_see_the_input_of_every_point(network, images):

@@ -10,8 +10,8 @@ from repquant.models.shortcut import split_identity
 from repquant.numerics.distance import sqnr_db
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_names, quantization_points, quantize_model, resolve_keep_float
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLinear
-from repquant.quant.target import TARGETS, resolve_target
+from repquant.simulation.layers import QuantizedConv2d, QuantizedInput, QuantizedLinear
+from repquant.targets.target import TARGETS, resolve_target
 
 
 def quantized(model, images, target="onnxruntime", keep_float=(), **settings):

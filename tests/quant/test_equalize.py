@@ -7,7 +7,7 @@ from repquant.models.blocks import SqueezeExcite
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
 from repquant.quant.equalize import EQUALIZATIONS, apply_scales, equalize, find_chain
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 
 def chain(*modules):

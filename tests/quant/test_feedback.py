@@ -9,7 +9,7 @@ from repquant.models.shortcut import split_identity
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_pairs, quantize_model
 from repquant.quant.feedback import round_weights
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 
 def quantized_pair(network, images, target, keep_float=()):

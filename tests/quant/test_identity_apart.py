@@ -12,7 +12,7 @@ from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
 from repquant.quant.ptq import ROUNDINGS, PtqMethod, quantize
 from repquant.quant.reconstruct import ReconstructionOptions
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 FACTORS = {"negative": -0.7, "zero": 0.0, "one": 1.0, "huge": 1e4}
 

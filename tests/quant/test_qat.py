@@ -15,7 +15,7 @@ from repquant.quant.ptq import PtqMethod
 from repquant.quant.qat import finish_qat, prepare_qat, qat_modules, rounded_deploy, trained_deploy
 from repquant.quant.qat_layers import WEIGHT_SCALES, FoldedKernel, QatLayer
 from repquant.quant.qat_start import StartOptions, bare_start, start_qat
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 METHODS = ("plain", "equivalent-kernel", "inserted-bn")
 

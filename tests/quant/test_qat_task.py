@@ -14,7 +14,7 @@ from repquant.quant.qat import prepare_qat, qat_modules
 from repquant.quant.qat_recipe import QatRecipe
 from repquant.quant.qat_start import StartOptions, start_qat
 from repquant.quant.qat_task import QatTask, block_error, distillation_loss
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 from repquant.train.recipe import Recipe
 
 

@@ -5,7 +5,7 @@ from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantize_model
 from repquant.quant.ranking import rank_layers
 from repquant.quant.sensitivity import measure_sensitivity
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 
 @pytest.fixture

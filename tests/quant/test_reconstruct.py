@@ -15,7 +15,7 @@ from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_names, layer_pairs, quantize_model
 from repquant.quant.ptq import PtqMethod, progress_total
 from repquant.quant.reconstruct import ReconstructionOptions, reconstruct
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 FAST = ReconstructionOptions(steps=12, batch=32)
 PLAIN = pytest.mark.parametrize("network", [False], indirect=True, ids=["plain"])

@@ -9,7 +9,7 @@ from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_pairs
 from repquant.quant.ptq import PtqMethod, round_model
 from repquant.quant.rounded import with_float_layers
-from repquant.quant.target import resolve_target
+from repquant.targets.target import resolve_target
 
 
 @pytest.mark.parametrize("kept", [["first", "stages.1.1"], ["head"]])

@@ -14,9 +14,9 @@ from repquant.numerics.distance import softmax_kl, sqnr_db
 from repquant.quant.bias_correction import correct_biases
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import quantization_points, quantize_model
-from repquant.quant.integers import quantize_parameters
 from repquant.quant.sensitivity import identity_mask, measure_sensitivity, step_histogram
-from repquant.quant.target import resolve_target
+from repquant.simulation.integers import quantize_parameters
+from repquant.targets.target import resolve_target
 
 TARGET = resolve_target("tensorrt")
 

@@ -10,12 +10,12 @@ from repquant.numerics.affine import INT32_MAX, fake_quantize
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_pairs, quantize_model
 from repquant.quant.diagonal import identity_weights, may_have_identity
-from repquant.quant.integers import quantize_parameters, weight_grid
 from repquant.quant.ptq import ROUNDINGS, PtqMethod, quantize
 from repquant.quant.qat_start import StartOptions, start_qat
 from repquant.quant.reconstruct import ReconstructionOptions
-from repquant.quant.target import resolve_target
 from repquant.quant.weight_grids import find_weight_grids, least_squares_grid
+from repquant.simulation.integers import quantize_parameters, weight_grid
+from repquant.targets.target import resolve_target
 
 SCALE = torch.tensor(0.02)
 

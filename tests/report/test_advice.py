@@ -5,8 +5,8 @@ import pytest
 from sensitivities import divergence, layer, measured
 
 from repquant.quant.ptq import PtqMethod
-from repquant.quant.target import resolve_target
 from repquant.report.advice import advice
+from repquant.targets.target import resolve_target
 
 OPENVINO, ONNXRUNTIME, TENSORRT = (resolve_target(name) for name in ("openvino", "onnxruntime", "tensorrt"))
 UNTREATED = PtqMethod(equalization="none", rounding="nearest")

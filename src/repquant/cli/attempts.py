@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from repquant.quant.ptq import PtqMethod
     from repquant.quant.rounded import Rounded
     from repquant.quant.search import Candidate, Score
-    from repquant.quant.target import Target
+    from repquant.targets.target import Target
 
 _RANKING_IMAGES = 64  # the order of the layers counts, not how much each of them loses
 

@@ -15,6 +15,7 @@ from repquant.errors import InputError
 
 if TYPE_CHECKING:
     from repquant.models.network import RepVGG
+    from repquant.targets.target import Target
 
 INT8_ONLY = {field.name for kind in (TargetOptions, MethodOptions, CalibrationOptions) for field in fields(kind)} | {
     "data"
@@ -35,7 +36,7 @@ class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, Mo
 def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
-    from repquant.cli.inputs import load_deploy_network, output_file, transform
+    from repquant.cli.inputs import load_deploy_network, open_target, output_file, transform
     from repquant.export.onnx import export_onnx
 
     output = output_file(options.output, options.overwrite, (".onnx",))
@@ -44,10 +45,12 @@ def run(options: Options) -> None:
     model = load_deploy_network(options)
     # Beside the output, which appears only at the end: what has been learned survives an interruption.
     checkpoint = output.with_name(f"{output.name}.{options.calibrator}.rounding")
+    target: Target | None = None
     skipped: dict[str, str] = {}
     if options.calibrator:
-        model, skipped = _quantize(model, options, checkpoint)
-    size = export_onnx(model, output, options.image_size)
+        target = open_target(options)
+        model, skipped = _quantize(model, options, target, checkpoint)
+    size = export_onnx(model, output, options.image_size, target)
     if options.calibrator and options.rounding == "learned":
         checkpoint.unlink(missing_ok=True)
     if skipped:
@@ -86,13 +89,13 @@ def _check(options: Options) -> None:
         )
 
 
-def _quantize(model: RepVGG, options: Options, checkpoint: Path) -> tuple[RepVGG, dict[str, str]]:
+def _quantize(model: RepVGG, options: Options, target: Target, checkpoint: Path) -> tuple[RepVGG, dict[str, str]]:
     """Return the INT8 model, and the unreadable calibration images with the reason for each."""
-    from repquant.cli.inputs import kept_names, open_calibration, open_method, open_target, skipped_images
+    from repquant.cli.inputs import kept_names, open_calibration, open_method, skipped_images
     from repquant.cli.quantizing import calibrate, quantize
     from repquant.quant.calibrate import activation_ranges
 
-    target, kept = open_target(options), kept_names(options)
+    kept = kept_names(options)
     method = open_method(options, target)
     if target.note:
         say(target.note)

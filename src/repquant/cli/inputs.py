@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from repquant.data.transforms import EvalTransform
     from repquant.models.network import RepVGG
     from repquant.quant.ptq import PtqMethod
-    from repquant.quant.target import Target
+    from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
 
@@ -212,9 +212,11 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
     """Return what is done beside finding ranges.
 
     Raises:
-        InputError: a name that is not known, gains with one scale for all weights of a layer, or options of learned
+        InputError: a name that is not known, gains with scales that they don't fold into, or options of learned
             rounding with another one.
     """
+    if options.reconstruction_gains and target.weight.scale_type != "float32":
+        raise InputError("--reconstruction-gains fold into float32 scales; leave --tensorrt-scales at float32")
     if options.reconstruction_gains and target.weight.channel_axis is None:
         raise InputError("--reconstruction-gains fold into a scale for each channel; leave --per-tensor-weights out")
     of_learned = [setting for setting in fields(options) if setting.name.startswith("reconstruction_")]
@@ -241,12 +243,24 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
 
 
 def open_target(options: TargetOptions) -> Target:
-    """Return the schemes of the target on the CPU that will serve it."""
-    from repquant.quant.target import resolve_target
+    """Return the schemes of the target on the CPU that will serve it.
+
+    Raises:
+        InputError: a name or a number that is not allowed, or options of one target with another.
+    """
     from repquant.runtimes.cpu import int8_support
+    from repquant.targets.target import SCALE_TYPES, STORED_WEIGHTS, TARGETS, resolve_target
 
     if options.vnni not in ("auto", "yes", "no"):
         raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")
+    for name, allowed in (("tensorrt_weights", STORED_WEIGHTS), ("tensorrt_scales", SCALE_TYPES)):
+        flag, given = f"--{name.replace('_', '-')}", getattr(options, name)
+        if given not in allowed:
+            raise InputError(f"{flag} {given} was given; allowed are {' and '.join(allowed)}")
+        if given != allowed[0] and options.target in TARGETS and options.target != "tensorrt":
+            raise InputError(
+                f"{flag} {given} is for --target tensorrt, and the target is {options.target}; leave it out"
+            )
     fast = int8_support().safe if options.vnni == "auto" else options.vnni == "yes"
     return resolve_target(
         options.target,
@@ -254,6 +268,8 @@ def open_target(options: TargetOptions) -> Target:
         fast_int8_dot=fast,
         weight_bits=options.weight_bits,
         activation_bits=options.activation_bits,
+        stored_weights=options.tensorrt_weights,  # type: ignore[arg-type]  # the names are checked above
+        scale_type=options.tensorrt_scales,  # type: ignore[arg-type]
     )
 
 
@@ -261,13 +277,15 @@ def saturation_notes(target: Target, runtimes: Sequence[str]) -> tuple[str, ...]
     """Return what a reader of the runtimes' rows has to know about this CPU; nothing where it computes exactly."""
     from repquant.runtimes.cpu import int8_support
 
-    affected = [name for name in runtimes if name != "pytorch"]
-    if not affected or target.weight.bits < 8 or int8_support().safe:
+    if target.weight.bits < 8 or int8_support().safe:
         return ()
-    return (
-        f"this CPU has no VNNI: {' and '.join(affected)} may saturate with 8-bit weights here; such rows are not what "
-        "the model gives on hardware that accumulates in 32 bits",
-    )
+    notes = {
+        "onnxruntime": "this CPU has no VNNI: ONNX Runtime multiplies 8-bit weights in its precise mode here, which is "
+        "exact and slower (session.x64quantprecision)",
+        "openvino": "this CPU has no VNNI: openvino may saturate with 8-bit weights here; its rows are not what the "
+        "model gives on hardware that accumulates in 32 bits",
+    }
+    return tuple(note for name, note in notes.items() if name in runtimes)
 
 
 def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:

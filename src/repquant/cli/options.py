@@ -105,6 +105,13 @@ class TargetOptions:
     weight_bits: int = option("bits of the weights, 2 to 8; fewer than 8 are stored in int8", 8)
     activation_bits: int = option("bits of the activations, 2 to 8; fewer than 8 are simulated alone", 8)
     keep_float: str = option("layers that stay in float: first, last, or layer names, with commas", "")
+    tensorrt_weights: str = option(
+        "files for tensorrt: int8 weights (10.x, 11.x), or float ones behind Q/DQ (8.x)", "int8"
+    )
+    tensorrt_scales: str = option(
+        "type of the scales for tensorrt, in which layers run that are not quantized: float32 or float16 (not in 8.x)",
+        "float32",
+    )
     vnni: str = option("whether the CPU that serves has VNNI: auto (as this one), yes or no", "auto")
 
 

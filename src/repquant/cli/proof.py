@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repquant.report.record import Record
     from repquant.report.rows import Row
     from repquant.runtimes.interface import Runtime
+    from repquant.targets.target import Target
 
 FLOAT = "float"
 
@@ -47,8 +48,7 @@ def prove(
     image_size: int,
     folder: Path,
     shown_folder: Path,
-    *,
-    simulated_only: bool = False,
+    target: Target,
 ) -> Proof:
     """Export every model into `folder`, run it in every runtime on the same images, and return the rows.
 
@@ -60,7 +60,8 @@ def prove(
         image_size: side of the images in pixels.
         folder: existing folder that the files are written to.
         shown_folder: the folder's final name, for the record.
-        simulated_only: the quantized models can't be exported; `runtimes` is then pytorch alone.
+        target: of the quantized models. Activations of fewer than 8 bits can't be exported; `runtimes` is then pytorch
+            alone.
     """
     from repquant.evaluate.stream import Pair, evaluate
     from repquant.export.onnx import export_onnx
@@ -68,11 +69,12 @@ def prove(
     from repquant.runtimes.available import open_runtime
     from repquant.runtimes.pytorch import PyTorchRuntime
 
-    sizes = {}
-    exported = {FLOAT: float_model} | ({} if simulated_only else dict(quantized))
-    with progress("export", len(exported)) as advance:
-        for name, model in exported.items():
-            sizes[name] = export_onnx(model, folder / f"{name}.onnx", image_size)
+    simulated_only = target.activation.bits < 8
+    with progress("export", 1 if simulated_only else 1 + len(quantized)) as advance:
+        sizes = {FLOAT: export_onnx(float_model, folder / f"{FLOAT}.onnx", image_size)}
+        advance(1)
+        for name, model in {} if simulated_only else quantized.items():
+            sizes[name] = export_onnx(model, folder / f"{name}.onnx", image_size, target)
             advance(1)
 
     engines: dict[str, Runtime] = {FLOAT: PyTorchRuntime(float_model)}

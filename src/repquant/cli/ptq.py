@@ -121,7 +121,7 @@ def run(options: Options) -> None:
             options.image_size,
             folder,
             output,
-            simulated_only=target.activation.bits < 8,
+            target,
         )
         record = Record(
             command="ptq",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from repquant.models.network import RepVGG
     from repquant.quant.qat import QatStart
     from repquant.quant.qat_start import StartOptions
-    from repquant.quant.target import Target
+    from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
 
@@ -154,7 +154,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
         options.image_size,
         output,
         output,
-        simulated_only=target.activation.bits < 8,
+        target,
     )
     train_seconds = sum(report.train_seconds for report in trainer.history)
     cost = (

@@ -111,7 +111,7 @@ def run(options: Options) -> None:
             options.image_size,
             folder,
             output,
-            simulated_only=target.activation.bits < 8,
+            target,
         )
         tried = zip(outcome.attempts, attempts.seconds, strict=True)
         record = Record(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from repquant.quant.convert import Range
     from repquant.quant.ptq import PtqMethod
     from repquant.quant.rounded import Rounded
-    from repquant.quant.target import Target
+    from repquant.targets.target import Target
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a network is: an exported graph with exact layers, whatever classes it was written with."""
+"""What a network is: a captured graph of exact layers and operators, and where it is rounded."""

@@ -124,6 +124,10 @@ class Term(nn.Identity):
     """A summand of a block's output, named so that targets which add integers can quantize it."""
 
 
+class ShortcutTerm(Term):
+    """The summand that a shortcut with weights of its own computes."""
+
+
 class Residual(nn.Identity):
     """The input of a block, added to its output as it is."""
 
@@ -151,7 +155,7 @@ class ShortcutBlock(nn.Module):
         else:
             groups = channels if kind == "depthwise" else spec.groups
             self.shortcut = nn.Conv2d(channels, channels, 1, groups=groups, bias=False)
-        self.shortcut_term = nn.Identity() if kind == "residual" else Term()
+        self.shortcut_term = nn.Identity() if kind == "residual" else ShortcutTerm()
         self.se = squeeze_excite(spec)
         self.relu = nn.ReLU()
         self.post_se = post_squeeze_excite(spec)

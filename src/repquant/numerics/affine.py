@@ -5,6 +5,7 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 20
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from repquant.errors import InputError
 
 INT32_MAX = 2**31 - 1
+ScaleType = Literal["float32", "float16"]
+_SMALLEST_HALF = 2.0**-24
 _DEAD_AMAX = 1.0  # a range of zeros holds nothing to resolve; any positive scale represents it exactly
 
 
@@ -25,6 +28,7 @@ class Scheme:
         symmetric: zero point fixed at 0. An unsigned symmetric grid holds only values >= 0.
         channel_axis: axis with a scale of its own for each index, or None for one scale per tensor.
         narrow: leave out the most negative integer, so that a signed grid is its own mirror image.
+        scale_type: what the scale is stored as. Scales have its precision before anything is rounded with them.
 
     Raises:
         InputError: bits out of range, or a narrow unsigned grid.
@@ -35,6 +39,7 @@ class Scheme:
     symmetric: bool = True
     channel_axis: int | None = None
     narrow: bool = False
+    scale_type: ScaleType = "float32"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -75,7 +80,8 @@ def grid_for_range(low: Tensor | float, high: Tensor | float, scheme: Scheme) ->
         scheme: the integer grid.
 
     Raises:
-        InputError: a range that is not finite or is upside down, or negative values on an unsigned symmetric grid.
+        InputError: a range that is not finite or is upside down, negative values on an unsigned symmetric grid, or a
+            scale that its type can't hold.
     """
     low, high = torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
     if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
@@ -93,11 +99,26 @@ def grid_for_range(low: Tensor | float, high: Tensor | float, scheme: Scheme) ->
         steps = scheme.qmax - scheme.qmin
     extent = torch.where(extent > 0, extent, torch.full_like(extent, _DEAD_AMAX))
     scale = (extent / steps).to(torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = stored_scale(scale, scheme)
     if scheme.symmetric:
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
     else:
         zero_point = torch.round(scheme.qmin - low / scale).clamp(scheme.qmin, scheme.qmax).to(torch.int32)
     return Grid(scale, zero_point, scheme)
+
+
+def stored_scale(scale: Tensor, scheme: Scheme) -> Tensor:
+    """Return a float32 scale as the scheme stores it, positive; its gradient is handed on to `scale`.
+
+    Raises:
+        InputError: a scale that is too large for FP16.
+    """
+    if scheme.scale_type == "float32":
+        return scale
+    stored = scale.detach().to(torch.float16).to(torch.float32).clamp(min=_SMALLEST_HALF)
+    if torch.isinf(stored).any():
+        raise InputError(f"a scale of {float(scale.max()):.3g} does not fit FP16; store the scales as float32")
+    return stored * (scale / scale.detach())  # exactly what is stored: the quotient is 1
 
 
 def channel_range(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from repquant.errors import InputError
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
 from repquant.quant.convert import Range, quantization_points
-from repquant.quant.target import Target
+from repquant.targets.target import Target
 
 
 @torch.inference_mode()

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from repquant.errors import InputError
-from repquant.models.blocks import Residual, ShortcutBlock, SqueezeExcite, Term
+from repquant.models.blocks import Residual, ShortcutBlock, ShortcutTerm, SqueezeExcite, Term
 from repquant.numerics.affine import Grid, grid_for_range
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
-from repquant.quant.integers import weight_grid
-from repquant.quant.target import Target
+from repquant.simulation.integers import weight_grid
+from repquant.simulation.layers import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
+from repquant.targets.target import Target
 
 Range = tuple[float, float]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -99,7 +99,9 @@ def rounded_points(
     points = {
         name: module
         for name, module in quantization_points(model, keep_float).items()
-        if target.quantizes_terms or not isinstance(module, Term)
+        if not isinstance(module, Term)
+        or target.quantized_terms == "all"
+        or (target.quantized_terms == "shortcut" and isinstance(module, ShortcutTerm))
     }
     if missing := sorted(set(points) - set(ranges)):
         raise InputError(f"no activation range for {', '.join(missing)}; calibrate the same model with the same layers")

@@ -17,7 +17,7 @@ from repquant.numerics.equalization import LayerStatistics, Shortcut, equalize_r
 from repquant.quant.convert import Layer
 from repquant.quant.diagonal import may_have_identity
 from repquant.quant.sharing import refuse_shared_parameters
-from repquant.quant.target import Target
+from repquant.targets.target import Target
 
 Equalization = Literal["ranges", "noise"]
 EQUALIZATIONS: tuple[Equalization, ...] = get_args(Equalization)

@@ -15,11 +15,11 @@ from repquant.numerics.affine import Grid
 from repquant.numerics.feedback_rounding import round_with_feedback
 from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.quant.convert import Layer, layer_pairs
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLinear, adopt
-from repquant.quant.integers import quantize_parameters
 from repquant.quant.rounded import Rounded
 from repquant.quant.sampling import inputs_at, maps
 from repquant.quant.sharing import refuse_second_use, refuse_shared_parameters
+from repquant.simulation.integers import quantize_parameters
+from repquant.simulation.layers import QuantizedConv2d, QuantizedLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Target = tuple[Tensor, Tensor]  # positions (N, P) and the float outputs (N*P, C) there
@@ -72,16 +72,16 @@ def round_weights(
             float_layer.weight.copy_(weight)
             if float_layer.bias is not None and bias is not None:
                 float_layer.bias.copy_(bias)
-            adopt(layer, quantize_parameters(weight, bias, torch.tensor(layer.input.scale), grid))
+            layer.adopt(quantize_parameters(weight, bias, torch.tensor(layer.input.scale), grid))
             on_layer(1)
 
         return before_forward
 
     with ExitStack() as hooks:
-        for name, (_, layer) in layers.items():
-            hooks.callback(layer.register_forward_pre_hook(round_layer(name)).remove)
+        for name, (_, quantized_layer) in layers.items():
+            hooks.callback(quantized_layer.register_forward_pre_hook(round_layer(name)).remove)
         rounding(images)
-    return Rounded(rounded, {name: layer.integers.weight_grid for name, (_, layer) in layers.items()})
+    return Rounded(rounded, {name: integer.integers.weight_grid for name, (_, integer) in layers.items()})
 
 
 def _sample(name: str, patches: int, targets: dict[str, Target]) -> Callable[[nn.Module, object, Tensor], None]:

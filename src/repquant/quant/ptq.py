@@ -23,8 +23,8 @@ from repquant.quant.feedback import round_weights
 from repquant.quant.reconstruct import ReconstructionOptions, reconstruct
 from repquant.quant.rounded import Rounded
 from repquant.quant.rounding_checkpoint import fingerprint, load_layers
-from repquant.quant.target import Target
 from repquant.quant.weight_grids import WEIGHT_RANGES, WeightRanges, find_weight_grids
+from repquant.targets.target import Target
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Identity = Literal["fused"] | ShortcutKind

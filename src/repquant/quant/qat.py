@@ -15,7 +15,6 @@ from torch import nn
 from repquant.models.network import RepVGG
 from repquant.numerics.affine import Grid, grid_for_range
 from repquant.quant.convert import Layer, Range, layer_pairs, quantize_model, rounded_points
-from repquant.quant.integers import weight_grid
 from repquant.quant.qat_layers import (
     ActivationQuantizer,
     KernelSource,
@@ -25,7 +24,8 @@ from repquant.quant.qat_layers import (
     WeightQuantizer,
     WeightScales,
 )
-from repquant.quant.target import Target
+from repquant.simulation.integers import weight_grid
+from repquant.targets.target import Target
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 QatMethod = Literal["plain", "inserted-bn", "equivalent-kernel"]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from repquant.models.blocks import TrainingBlock
 from repquant.models.fuse import equivalent_kernel, identity_kernel, scale_shift
-from repquant.numerics.affine import Grid, Scheme
+from repquant.numerics.affine import Grid, Scheme, stored_scale
 from repquant.numerics.learned_step import SMALLEST_SCALE, gradient_factor, learned_fake_quantize
-from repquant.quant.integers import smallest_scale, weight_grid
+from repquant.simulation.integers import smallest_scale, stored_bias, weight_grid
 
 WeightScales = Literal["max", "learned", "fixed"]
 WEIGHT_SCALES: tuple[WeightScales, ...] = get_args(WeightScales)
@@ -48,11 +48,13 @@ class ActivationQuantizer(nn.Module):
         if not self.enabled:
             return _with_gradient(x, self.scale)
         factor = gradient_factor(x[0].numel(), self.scheme)
-        return learned_fake_quantize(x.float(), self.scale, self.zero_point, self.scheme, factor)
+        scale = stored_scale(self.scale, self.scheme)
+        return learned_fake_quantize(x.float(), scale, self.zero_point, self.scheme, factor)
 
     def grid(self) -> Grid:
         """Return the grid as it is now."""
-        return Grid(self.scale.detach().clamp(min=SMALLEST_SCALE), self.zero_point, self.scheme)
+        scale = stored_scale(self.scale.detach().clamp(min=SMALLEST_SCALE), self.scheme)
+        return Grid(scale, self.zero_point, self.scheme)
 
 
 def _with_gradient(x: Tensor, scale: Tensor) -> Tensor:
@@ -89,7 +91,8 @@ class WeightQuantizer(nn.Module):
         if not self.enabled:
             return _with_gradient(kernel, self.scale) if self.scales == "learned" else kernel, bias
         grid = self.grid(kernel, bias, input_scale)
-        rounded_bias = None if bias is None else _round_straight_through(bias, input_scale.detach() * grid.scale)
+        step = input_scale.detach() * grid.scale
+        rounded_bias = None if bias is None else _round_straight_through(bias, step, self.scheme)
         scale = self._bounded_scale(bias, input_scale) if self.scales == "learned" else grid.scale
         factor = gradient_factor(kernel.numel() // scale.numel(), self.scheme)
         return learned_fake_quantize(kernel, scale, grid.zero_point, self.scheme, factor), rounded_bias
@@ -104,15 +107,16 @@ class WeightQuantizer(nn.Module):
     def _bounded_scale(self, bias: Tensor | None, input_scale: Tensor) -> Tensor:
         """Keep a scale that training moves positive, and large enough for the bias."""
         scale = self.scale.clamp(min=SMALLEST_SCALE)
-        if bias is None:
-            return scale
-        return torch.maximum(scale, smallest_scale(bias, input_scale.detach(), self.scheme))
+        if bias is not None:
+            scale = torch.maximum(scale, smallest_scale(bias, input_scale.detach(), self.scheme))
+        return stored_scale(scale, self.scheme)
 
 
-def _round_straight_through(bias: Tensor, step: Tensor) -> Tensor:
+def _round_straight_through(bias: Tensor, step: Tensor, scheme: Scheme) -> Tensor:
     """Round as `integers.quantize_parameters` does; the gradient is that of the bias."""
     exact = bias.detach().double()
-    return bias + (torch.round(exact / step.double()) * step.double() - exact).to(bias.dtype)
+    stored = stored_bias(bias.detach(), scheme).double()
+    return bias + (torch.round(stored / step.double()) * step.double() - exact).to(bias.dtype)
 
 
 def _zeros(scale: Tensor) -> Tensor:

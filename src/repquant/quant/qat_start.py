@@ -23,8 +23,8 @@ from repquant.quant.insert_bn import NormalizedConv2d, insert_bn, measure_output
 from repquant.quant.ptq import PtqMethod
 from repquant.quant.qat import QatStart
 from repquant.quant.qat_layers import EquivalentKernel, FoldedKernel, KernelSource
-from repquant.quant.target import Target
 from repquant.quant.weight_grids import find_weight_grids
+from repquant.targets.target import Target
 
 Batches = Callable[[], Iterable[Tensor]]
 """Gives the same images (N, 3, H, W) each time that it is called."""

@@ -27,10 +27,10 @@ from repquant.numerics.adaround import LayerRows, RoundingOptions, learn_roundin
 from repquant.numerics.affine import Grid, dequantize
 from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.quant.convert import Layer, layer_pairs
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from repquant.quant.rounded import Rounded
 from repquant.quant.rounding_checkpoint import LearnedLayer, LearnedLayers, fingerprint
 from repquant.quant.sampling import inputs_at, maps
+from repquant.simulation.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Granularity = Literal["layer", "block"]

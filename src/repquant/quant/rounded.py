@@ -10,7 +10,7 @@ from torch import nn
 
 from repquant.numerics.affine import Grid
 from repquant.quant.convert import Layer, Range, quantize_model, resolve_keep_float
-from repquant.quant.target import Target
+from repquant.targets.target import Target
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

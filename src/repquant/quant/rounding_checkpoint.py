@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError
-from repquant.quant.fake_quant import FakeQuantize, QuantizedLayer
+from repquant.simulation.layers import FakeQuantize, QuantizedLayer
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from repquant.models.network import RepVGG
-from repquant.quant.fake_quant import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
+from repquant.simulation.layers import QuantizedConv2d, QuantizedInput, QuantizedLayer, QuantizedLinear
 
 Form = Literal["weights", "activations", "both"]
 Segment = Callable[[Tensor], Tensor]

@@ -20,9 +20,9 @@ from repquant.models.network import RepVGG
 from repquant.numerics.distance import softmax_kl, sqnr_db
 from repquant.numerics.outliers import diagonal_dominance, range_over_sigma
 from repquant.quant.diagonal import may_have_identity
-from repquant.quant.fake_quant import FakeQuantize, QuantizedConv2d, QuantizedLinear
-from repquant.quant.integers import IntegerParameters
 from repquant.quant.segments import Form, Point, assemble, run_chain, segments_of, swap_each
+from repquant.simulation.integers import IntegerParameters
+from repquant.simulation.layers import FakeQuantize, QuantizedConv2d, QuantizedLinear
 
 
 @dataclass(frozen=True, kw_only=True)

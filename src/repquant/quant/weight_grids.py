@@ -17,8 +17,8 @@ from repquant.numerics.affine import Grid, Scheme, grid_for_range
 from repquant.numerics.weight_ranges import least_squares_amax
 from repquant.quant.convert import Layer, Range, rounded_points
 from repquant.quant.diagonal import identity_weights
-from repquant.quant.integers import smallest_scale
-from repquant.quant.target import Target
+from repquant.simulation.integers import smallest_scale
+from repquant.targets.target import Target
 
 WeightRanges = Literal["max", "mse"]
 WEIGHT_RANGES: tuple[WeightRanges, ...] = get_args(WeightRanges)

@@ -5,8 +5,8 @@ from itertools import islice
 
 from repquant.quant.ptq import PtqMethod
 from repquant.quant.sensitivity import Sensitivity
-from repquant.quant.target import Target
 from repquant.report.analysis import MOST, recovered_share, ruled_by_diagonal, weights_share, worst_layer
+from repquant.targets.target import Target
 
 NEGLIGIBLE_KL = 1e-3
 """Nats; below it a network answers as its float original on all but a few images in a thousand."""

@@ -14,14 +14,11 @@ gives, or where its grid is not written in the file as one scale and one zero po
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
-
-Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
 def quantize_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -139,9 +136,3 @@ def _reads(graph: onnx.GraphProto) -> Iterator[str]:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 yield from _reads(attribute.g)
     yield from (output.name for output in graph.output)
-
-
-def load_equal_graph(path: Path, rewrite: Rewrite) -> bytes:
-    """Return the model at `path` in the form that `rewrite` gives it, serialized."""
-    content: bytes = rewrite(onnx.load(path)).SerializeToString()
-    return content

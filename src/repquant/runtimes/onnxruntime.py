@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from repquant.runtimes.integer_relu import load_equal_graph, quantize_before_relu
+from repquant.runtimes.cpu import int8_support
+from repquant.runtimes.half_scales import widen_half
+from repquant.runtimes.integer_relu import quantize_before_relu
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
+from repquant.runtimes.precise_products import PRECISE, may_saturate, own_constants
 
 _ERRORS_ONLY = 3
 
@@ -15,7 +19,8 @@ class OnnxRuntime:
     """An ONNX file in ONNX Runtime's CPU provider, with its default graph optimizations.
 
     Symmetric int8 convolutions before a ReLU get the equal form of
-    `integer_relu.quantize_before_relu`, so that they run in integers too.
+    `integer_relu.quantize_before_relu`, so that they run in integers too, FP16 scales that of `half_scales.widen_half`.
+    Where this CPU would saturate with the weights of the file, `precise_products` keeps it from that.
 
     Args:
         path: the .onnx file.
@@ -39,8 +44,12 @@ class OnnxRuntime:
         # Idle workers spin by default, and then slow down every other engine in this process.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
+            model = quantize_before_relu(widen_half(onnx.load(path)))
+            if not int8_support().safe and may_saturate(model):
+                options.add_session_config_entry(*PRECISE)
+                model = own_constants(model)
             self._session = onnxruntime.InferenceSession(
-                load_equal_graph(path, quantize_before_relu), options, providers=["CPUExecutionProvider"]
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions share no base class of their own
             raise cannot_load(path, "ONNX Runtime", error) from error

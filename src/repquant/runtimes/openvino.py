@@ -3,16 +3,19 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from repquant.runtimes.integer_relu import load_equal_graph, unsigned_after_relu
+from repquant.runtimes.half_scales import widen_half
+from repquant.runtimes.integer_relu import unsigned_after_relu
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
 
 
 class OpenVinoRuntime:
     """An ONNX file in OpenVINO's CPU plugin, with its default graph optimizations.
 
-    Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`.
+    Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`, FP16 scales that of
+    `half_scales.widen_half`.
 
     Args:
         path: the .onnx file.
@@ -41,8 +44,9 @@ class OpenVinoRuntime:
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
+            content: bytes = unsigned_after_relu(widen_half(onnx.load(path))).SerializeToString()
             core = openvino.Core()
-            model = core.compile_model(core.read_model(load_equal_graph(path, unsigned_after_relu)), "CPU", config)
+            model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
         check_interface(path, len(model.inputs), len(model.outputs))

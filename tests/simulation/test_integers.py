@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from repquant.errors import InputError
 from repquant.numerics.affine import INT32_MAX, Grid, Scheme
-from repquant.quant.integers import IntegerParameters, quantize_parameters, weight_grid
+from repquant.simulation.integers import IntegerParameters, quantize_parameters, weight_grid
 
 PER_CHANNEL = Scheme(narrow=True, channel_axis=0)
 PER_TENSOR = Scheme(narrow=True)

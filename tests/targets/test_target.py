@@ -1,7 +1,7 @@
 import pytest
 
 from repquant.errors import InputError
-from repquant.quant.target import TARGETS, resolve_target
+from repquant.targets.target import TARGETS, resolve_target
 
 
 def test_tensorrt_is_symmetric_int8_per_channel():

@@ -22,8 +22,8 @@ class IntegerParameters:
     """Weight and bias of one layer on their grids.
 
     Attributes:
-        weight: (O, ...) int8.
-        weight_grid: scale () or (O,), zero points 0.
+        weight: (O, ...) int8; of a transposed convolution (I, O/groups, ...).
+        weight_grid: scale () or (O,), zero points 0; of a transposed convolution (O/groups,).
         bias: (O,) int32 in units of `bias_scale`, or None.
         bias_scale: () or (O,) float32, input scale times weight scale: the unit of the int32 accumulator.
     """
@@ -48,7 +48,7 @@ def weight_grid(weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme
     A channel whose weights are so small that its bias would not fit 32 bits gets a larger scale.
 
     Args:
-        weight: (O, ...) float weight.
+        weight: (O, ...) float weight; (I, O/groups, ...) with channel axis 1.
         bias: (O,) float bias or None.
         input_scale: scalar scale of the layer's input.
         scheme: signed symmetric scheme of the weight.
@@ -57,6 +57,8 @@ def weight_grid(weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme
     assert scheme.symmetric, "a zero point on weights would need a correction per output"
     low, high = channel_range(weight.detach(), scheme)
     if bias is not None:
+        if scheme.channel_axis == 1:  # one scale for the channels that are at the same place in their groups
+            bias = bias.detach().abs().reshape(-1, weight.shape[1]).amax(0)
         high = torch.maximum(high, smallest_scale(bias, input_scale, scheme) * scheme.qmax)
     return grid_for_range(low, high, scheme)
 
@@ -69,20 +71,41 @@ def smallest_scale(bias: Tensor, input_scale: Tensor, scheme: Scheme) -> Tensor:
     return largest / (input_scale * (INT32_MAX // 2))
 
 
-def quantize_parameters(weight: Tensor, bias: Tensor | None, input_scale: Tensor, grid: Grid) -> IntegerParameters:
+def stored_bias(bias: Tensor, scheme: Scheme) -> Tensor:
+    """Return a bias (O,) as files hold it beside weights of `scheme`: biases have the type of the scales.
+
+    Raises:
+        InputError: a bias that is too large for FP16.
+    """
+    if scheme.scale_type == "float32":
+        return bias
+    stored = bias.to(torch.float16).to(bias.dtype)
+    if torch.isinf(stored).any():
+        raise InputError(f"a bias of {float(bias.abs().max()):.3g} does not fit FP16; store the scales as float32")
+    return stored
+
+
+def quantize_parameters(
+    weight: Tensor, bias: Tensor | None, input_scale: Tensor, grid: Grid, groups: int = 1
+) -> IntegerParameters:
     """Return the integers of a layer.
 
     Args:
-        weight: (O, ...) float weight.
+        weight: (O, ...) float weight; (I, O/groups, ...) of a transposed convolution.
         bias: (O,) float bias or None.
         input_scale: scalar scale of the layer's input.
         grid: of the weight, see `weight_grid`.
+        groups: of a transposed convolution, whose groups share the scales of their channels.
 
     Raises:
-        InputError: a bias that does not fit 32 bits.
+        InputError: a bias that does not fit 32 bits, or FP16 where scales are stored so.
     """
     bias_scale = input_scale * grid.scale
-    integer_bias = None if bias is None else torch.round(bias.detach().double() / bias_scale.double())
+    if grid.scheme.channel_axis == 1:
+        bias_scale = bias_scale.repeat(groups)
+    integer_bias = None
+    if bias is not None:
+        integer_bias = torch.round(stored_bias(bias.detach(), grid.scheme).double() / bias_scale.double())
     if integer_bias is not None and (integer_bias.abs() > INT32_MAX).any():
         raise InputError("a bias does not fit 32 bits in steps of input scale x weight scale; widen the weight grid")
     return IntegerParameters(

@@ -1,0 +1,1 @@
+"""Modules that compute in float32 what a runtime computes in integers."""

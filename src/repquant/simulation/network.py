@@ -1,0 +1,90 @@
+"""A captured network that computes what a runtime computes in integers."""
+
+from torch import Tensor, fx, nn
+
+from repquant.graph.copies import copy_graph
+from repquant.graph.operators import Kind, find_operator
+from repquant.graph.plan import Plan
+from repquant.simulation.integers import weight_grid
+from repquant.simulation.layers import FakeQuantize, QuantizedLayer, QuantizedMatmul, quantize_layer, weight_scheme
+
+_ROUNDING = "rounding"
+
+
+def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
+    """Return a copy of a network that is rounded as a plan says.
+
+    Layers become `QuantizedLayer` modules under the same name. What other operators read on a grid passes a
+    `FakeQuantize` module.
+
+    Args:
+        graph: from `capture`; it is not changed.
+        plan: for this network.
+
+    Raises:
+        InputError: a bias that does not fit 32 bits.
+    """
+    layers = {name: _integer_layer(graph.get_submodule(name), name, plan) for name in plan.layout.layers}
+    simulated = copy_graph(graph, {id(graph.get_submodule(name)): layer for name, layer in layers.items()})
+    prefix = _free_name(simulated)
+    nodes = {node.name: node for node in simulated.graph.nodes}
+    rounded: dict[str, fx.Node] = {}
+    for reader, read in plan.layout.roundings.items():
+        node = nodes[reader]
+        if _is_matmul(node):
+            _replace_matmul(simulated, node, f"{prefix}.{reader}", plan)
+            continue
+        for operand in read:
+            if operand not in rounded:
+                rounded[operand] = _round(simulated, nodes[operand], f"{prefix}.{operand}", plan)
+            node.replace_input_with(nodes[operand], rounded[operand])
+    simulated.graph.lint()
+    simulated.recompile()
+    return simulated
+
+
+def quantized_layers(simulated: nn.Module) -> dict[str, QuantizedLayer]:
+    """Return the layers of a simulated network that compute in integers, by name, in the order of registration."""
+    return {name: layer for name, layer in simulated.named_modules() if isinstance(layer, QuantizedLayer)}
+
+
+def _integer_layer(layer: nn.Module, name: str, plan: Plan) -> QuantizedLayer:
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    scheme = weight_scheme(layer, plan.target.weight)
+    grid = plan.weight_grids.get(name) or weight_grid(weight, bias, plan.input_scale(name), scheme)
+    return quantize_layer(layer, plan.input_grid(name), grid)
+
+
+def _is_matmul(node: fx.Node) -> bool:
+    row = find_operator(node)
+    return row is not None and row.kind is Kind.MATMUL
+
+
+def _replace_matmul(graph: fx.GraphModule, node: fx.Node, name: str, plan: Plan) -> None:
+    left, right = node.args[:2]
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    graph.add_submodule(name, QuantizedMatmul(plan.grid_of(left.name), plan.grid_of(right.name)))
+    with graph.graph.inserting_before(node):
+        product = graph.graph.call_module(name, (left, right))
+    product.meta = dict(node.meta)
+    node.replace_all_uses_with(product)
+    graph.graph.erase_node(node)
+
+
+def _round(graph: fx.GraphModule, node: fx.Node, name: str, plan: Plan) -> fx.Node:
+    graph.add_submodule(name, FakeQuantize(plan.grid_of(node.name)))
+    with graph.graph.inserting_after(node):
+        rounded = graph.graph.call_module(name, (node,))
+    rounded.meta = dict(node.meta)
+    return rounded
+
+
+def _free_name(graph: nn.Module) -> str:
+    """Return a name for a submodule that the user's network has not taken."""
+    name = _ROUNDING
+    while hasattr(graph, name):
+        name += "_"
+    return name

@@ -1,0 +1,1 @@
+"""What each place of deployment executes: schemes, where it rounds, what its files may hold."""
