@@ -12,6 +12,7 @@ the bias, is the padded constant.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -252,6 +253,6 @@ def _each(function: Callable[..., int], *pairs: Pair) -> Pair:
     return function(*rows), function(*columns)
 
 
-def _pair(values: object) -> Pair:
-    height, width = values  # type: ignore[misc]
-    return height, width
+def _pair(values: Any) -> Pair:
+    height, width = values
+    return int(height), int(width)

@@ -6,9 +6,7 @@ additions, subtractions, scale factors and shifts of convolutions and average po
 itself (Ding et al., "RepVGG", CVPR 2021, section 3.3; "Diverse Branch Block", CVPR 2021, for chains and pooling).
 """
 
-import copy
 import itertools
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repquant.graph.affine import Affine, NotOneMapError, as_convolution, convolution_macs
+from repquant.graph.copies import copy_graph
 from repquant.graph.evaluation import evaluated
 from repquant.graph.layers import make_layer, place
 from repquant.graph.linear_paths import Path, Refused, added, is_feature_map, paths_to, scales_or_shifts, terms_of
@@ -73,7 +72,7 @@ def merge(captured: fx.GraphModule) -> fx.GraphModule:
     A merged layer is named `<module>.reparam`, by the innermost module that holds all its convolutions; a group of one
     convolution keeps that one's name. The report is in `meta["reparameterization"]`. The input is not changed.
     """
-    graph_module = copied(captured)
+    graph_module = copy_graph(captured)
     progress = _Progress()
     before = _count(graph_module)
     # What is merged may be a path of a larger sum, so look again until nothing is found.
@@ -89,13 +88,6 @@ def merge(captured: fx.GraphModule) -> fx.GraphModule:
         convolutions_after=_count(merged),
     )
     return merged
-
-
-def copied(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Return a deep copy; what torch warns of while it copies its own call convention stays unsaid."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return copy.deepcopy(graph_module)
 
 
 def _count(graph_module: fx.GraphModule) -> int:
@@ -190,7 +182,7 @@ def _one_convolution(
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *root.meta["val"].shape[1:], dtype=torch.float64, generator=generator).to(kernel.device)
     values = {root: image}
-    expected = sum(sign * evaluated(graph_module, term, values) for sign, term in members)
+    expected = torch.stack([sign * evaluated(graph_module, term, values) for sign, term in members]).sum(0)
     actual = F.conv2d(image, kernel, path.bias, path.stride, path.front, 1, path.groups)
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
     if not difference <= TOLERANCE:

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,9 +13,9 @@ from repquant.graph.arguments import arguments
 
 aten = torch.ops.aten
 
-SUMS = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
-_SHIFTS = {aten.add.Tensor: 1, aten.add.Scalar: 1, aten.sub.Tensor: -1, aten.sub.Scalar: -1}
-_FACTORS = {aten.mul.Tensor, aten.mul.Scalar}
+SUMS: dict[Any, int] = {aten.add.Tensor: 1, aten.sub.Tensor: -1}
+_SHIFTS: dict[Any, int] = {aten.add.Tensor: 1, aten.add.Scalar: 1, aten.sub.Tensor: -1, aten.sub.Scalar: -1}
+_FACTORS: set[Any] = {aten.mul.Tensor, aten.mul.Scalar}
 _QUOTIENTS = {aten.div.Tensor, aten.div.Scalar}
 _COMMUTING = {aten.add.Tensor, aten.mul.Tensor}
 
@@ -58,7 +58,7 @@ def paths_to(graph_module: fx.GraphModule, node: fx.Node, *, is_inside: bool = T
     return paths
 
 
-def is_feature_map(node: Any) -> bool:
+def is_feature_map(node: Any) -> TypeGuard[fx.Node]:
     """Whether a node's value is (N, C, H, W), floating, with known sizes but for the batch."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
@@ -144,7 +144,7 @@ def _step(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Any, Callable[[A
     return source, lambda path: shifted(path, shift)
 
 
-def _is_input(node: Any) -> bool:
+def _is_input(node: Any) -> TypeGuard[fx.Node]:
     return is_feature_map(node) and node.op != "get_attr"
 
 
