@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 
 from repquant.graph.arguments import arguments
 from repquant.graph.constants import Constant
-from repquant.graph.layers import make_layer, place
+from repquant.graph.layers import make_layer
+from repquant.graph.names import place
 
 aten = torch.ops.aten
 

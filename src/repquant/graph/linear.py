@@ -17,8 +17,9 @@ from torch import Tensor, fx, nn
 from repquant.graph.affine import Affine, NotOneMapError, as_convolution, convolution_macs
 from repquant.graph.copies import copy_graph
 from repquant.graph.evaluation import evaluated
-from repquant.graph.layers import make_layer, place
+from repquant.graph.layers import make_layer
 from repquant.graph.linear_paths import Path, Refused, added, is_feature_map, paths_to, scales_or_shifts, terms_of
+from repquant.graph.names import place
 from repquant.graph.noops import remove_unused
 
 aten = torch.ops.aten

@@ -51,7 +51,10 @@ def remove_noops(graph: fx.Graph) -> None:
     don't depend on the strides that a removed copy would have made.
     """
     for node in list(graph.nodes):
-        if node.op == "call_function" and (node.target in _ASSERTIONS or node.target is aten.copy_.default):
+        if node.op == "call_function" and node.target in _ASSERTIONS:
+            graph.erase_node(node)
+        elif node.target is aten.copy_.default:
+            node.replace_all_uses_with(node.args[1])
             graph.erase_node(node)
         elif node.op == "call_function" and _is_noop(node):
             node.replace_all_uses_with(node.args[0])
