@@ -6,13 +6,24 @@ of these integers and round to them.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from repquant.simulation.layers import FakeQuantize, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from repquant.graph.copies import copy_graph
+from repquant.simulation.layers import (
+    FakeQuantize,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedLayer,
+    QuantizedLinear,
+    QuantizedMatmul,
+)
 from repquant.targets.target import Target
 
 
@@ -23,16 +34,31 @@ def integer_graph(model: nn.Module, target: Target) -> nn.Module:
     with scales in FP16 everything between that is not an integer is FP16.
     """
     memo: dict[int, Any] = {}
+    beyond_rows = _linear_beyond_rows(model)
     for module in model.modules():
         if isinstance(module, FakeQuantize):
             memo[id(module)] = _QuantizeDequantize(module)
     for module in model.modules():
-        if isinstance(module, QuantizedConv2d):
-            memo[id(module)] = _IntegerConv2d(module, memo[id(module.input)], target)
-        elif isinstance(module, QuantizedLinear):
-            memo[id(module)] = _IntegerLinear(module, memo[id(module.input)], target)
-    graph = copy.deepcopy(model, memo)
+        if isinstance(module, QuantizedLayer):
+            make: Any = _IntegerConvolution
+            if isinstance(module, QuantizedLinear):
+                make = _IntegerMatrix if id(module) in beyond_rows else _IntegerLinear
+            memo[id(module)] = make(module, memo[id(module.input)], target)
+        elif isinstance(module, QuantizedMatmul):
+            memo[id(module)] = _IntegerMatmul(module)
+    graph = copy_graph(model, memo) if isinstance(model, fx.GraphModule) else copy.deepcopy(model, memo)
     return graph if target.weight.scale_type == "float32" else _Half(graph.half())
+
+
+def _linear_beyond_rows(model: nn.Module) -> set[int]:
+    """Return the ids of linear layers of a captured network that read more than rows (N, I)."""
+    if not isinstance(model, fx.GraphModule):
+        return set()
+    return {
+        id(model.get_submodule(str(node.target)))
+        for node in model.graph.nodes
+        if node.op == "call_module" and node.meta["val"].ndim > 2
+    }
 
 
 class _Half(nn.Module):
@@ -77,6 +103,7 @@ class _IntegerLayer(nn.Module):
         self.input = quantize_input
         self.target = target
         integers = layer.integers
+        self.channel_axis = integers.weight_grid.scheme.channel_axis
         self.register_buffer("weight", integers.weight if target.weights == "int8" else integers.float_weight())
         self.register_buffer("weight_scale", integers.weight_grid.scale)
         self.register_buffer("weight_zero_point", integers.weight_grid.zero_point.to(torch.int8))
@@ -87,22 +114,29 @@ class _IntegerLayer(nn.Module):
     def float_parameters(self) -> tuple[Tensor, Tensor | None]:
         grid = (self.weight_scale, self.weight_zero_point)
         weight, bias = self.weight, self.bias
+        attributes = {} if self.channel_axis is None else {"axis": self.channel_axis}
         if self.target.weights == "float":
-            weight = _onnx("QuantizeLinear", weight, *grid, dtype=torch.int8, attributes=_axis(self.weight_scale))
-        weight = _dequantize(weight, *grid)
+            weight = _onnx("QuantizeLinear", weight, *grid, dtype=torch.int8, attributes=attributes)
+        weight = _dequantize(weight, *grid, attributes)
         if bias is not None and not self.target.float_biases:
-            bias = _dequantize(bias, self.bias_scale, self.bias_zero_point)
+            attributes = {"axis": 0} if self.bias_scale.dim() else {}
+            bias = _dequantize(bias, self.bias_scale, self.bias_zero_point, attributes)
         return weight, bias
 
 
-class _IntegerConv2d(_IntegerLayer):
-    def __init__(self, conv: QuantizedConv2d, quantize_input: nn.Module, target: Target) -> None:
+class _IntegerConvolution(_IntegerLayer):
+    def __init__(self, conv: Any, quantize_input: nn.Module, target: Target) -> None:
         super().__init__(conv, quantize_input, target)
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        assert conv.padding_mode == "zeros", "a captured network pads in other ways by operators of their own"
+        self.geometry = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")}
+        if isinstance(conv, nn.ConvTranspose1d | nn.ConvTranspose2d):
+            self.geometry["output_padding"] = conv.output_padding
+        self.convolve = _CONVOLUTIONS[type(conv)]
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.float_parameters()
-        return F.conv2d(self.input(x), weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        y: Tensor = self.convolve(self.input(x), weight, bias, **self.geometry)
+        return y
 
 
 class _IntegerLinear(_IntegerLayer):
@@ -111,12 +145,40 @@ class _IntegerLinear(_IntegerLayer):
         return F.linear(self.input(x), weight, bias)
 
 
-def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    return _onnx("DequantizeLinear", q, scale, zero_point, dtype=scale.dtype, attributes=_axis(scale))
+class _IntegerMatrix(_IntegerLayer):
+    """A linear layer on (..., I): runtimes want its weight as (I, O), and no other operator behind DequantizeLinear."""
+
+    def __init__(self, linear: QuantizedLayer, quantize_input: nn.Module, target: Target) -> None:
+        super().__init__(linear, quantize_input, target)
+        self.weight = self.weight.T.contiguous()
+        self.channel_axis = None if self.channel_axis is None else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.float_parameters()
+        y: Tensor = self.input(x) @ weight
+        return y if bias is None else y + bias
 
 
-def _axis(scale: Tensor) -> dict[str, Any]:
-    return {"axis": 0} if scale.dim() else {}
+class _IntegerMatmul(nn.Module):
+    def __init__(self, matmul: QuantizedMatmul) -> None:
+        super().__init__()
+        self.left, self.right = _QuantizeDequantize(matmul.left), _QuantizeDequantize(matmul.right)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        product: Tensor = self.left(left) @ self.right(right)
+        return product
+
+
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    QuantizedConv1d: F.conv1d,
+    QuantizedConv2d: F.conv2d,
+    QuantizedConvTranspose1d: F.conv_transpose1d,
+    QuantizedConvTranspose2d: F.conv_transpose2d,
+}
+
+
+def _dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, attributes: dict[str, Any]) -> Tensor:
+    return _onnx("DequantizeLinear", q, scale, zero_point, dtype=scale.dtype, attributes=attributes)
 
 
 def _onnx(

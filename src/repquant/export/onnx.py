@@ -2,20 +2,21 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import torch
 from onnx import version_converter
-from torch import nn
+from torch import Tensor, fx, nn
 
 from repquant.atomic import replace_file
 from repquant.export.integer_graph import integer_graph
 from repquant.export.node_names import name_nodes
 from repquant.export.pooling import pool_globally
 from repquant.export.shared_quantizers import share_quantizers
+from repquant.graph.interface import captured_of, flat_example, flattened, input_names, output_names
 from repquant.simulation.layers import FakeQuantize
 from repquant.targets.target import Target
 
@@ -41,20 +42,68 @@ def export_onnx(model: nn.Module, path: Path, image_size: int | tuple[int, int],
     Raises:
         InputError: the folder of `path` can't be written.
     """
-    is_quantized = any(isinstance(module, FakeQuantize) for module in model.modules())
-    assert is_quantized == (target is not None), "a quantized model is exported for its target, a float one for none"
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     # Two images: the exporter takes a dimension of 1 for a constant.
     example = torch.zeros(2, 3, height, width)
+    return _write(model, path, target, (example,), [INPUT_NAME], [OUTPUT_NAME], dynamic_batch=True)
+
+
+def export_graph(
+    graph: fx.GraphModule,
+    path: Path,
+    target: Target | None = None,
+    *,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+) -> int:
+    """Write a captured network to `path` as ONNX, checked, and return its size in bytes.
+
+    Inputs have the names of the module's arguments, and outputs the keys of the dict that it returns, where they are
+    not given. The batch is dynamic where the capture left it so. The rest is as in `export_onnx`.
+
+    Args:
+        graph: from `capture`, or simulated, on the CPU.
+        path: file to write; it appears only when it is complete.
+        target: of a simulated network; None for a float one.
+        inputs: names of the inputs, in their order.
+        outputs: names of the outputs, in their order.
+
+    Raises:
+        InputError: the folder of `path` can't be written.
+    """
+    return _write(
+        flattened(graph),
+        path,
+        target,
+        flat_example(graph),
+        list(inputs) or input_names(graph),
+        list(outputs) or output_names(graph),
+        dynamic_batch=captured_of(graph).dynamic_batch,
+    )
+
+
+def _write(
+    model: nn.Module,
+    path: Path,
+    target: Target | None,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    *,
+    dynamic_batch: bool,
+) -> int:
+    is_quantized = any(isinstance(module, FakeQuantize) for module in model.modules())
+    assert is_quantized == (target is not None), "a quantized model is exported for its target, a float one for none"
+    batch = torch.export.Dim("batch")
     with _quiet_exporter():
         program = torch.onnx.export(
             (integer_graph(model, target) if target else model).eval(),
-            (example,),
+            example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=tuple({0: batch} for _ in example) if dynamic_batch else None,
             verbose=False,
         )
     assert program is not None, "the exporter returns a program when it is given no file"

@@ -1,1 +1,1 @@
-"""What a network is: a captured graph of layers and operators, and where it is rounded."""
+"""What a network is: a captured graph of exact layers and operators, and where it is rounded."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repquant.graph.copying import copy_graph
+from repquant.graph.copies import copy_graph
 from repquant.graph.grouping import channel_dim, grouped, groups_of
 from repquant.graph.operators import KEEPS_GRID, Kind, find_operator, layer_of, operands
 from repquant.numerics.equalization import scales_at

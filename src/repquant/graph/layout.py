@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from repquant.errors import InputError
-from repquant.graph.operators import KEEPS_GRID, Kind, find_operator, holds_floats, layer_of, operands
+from repquant.graph.operators import KEEPS_GRID, Kind, find_operator, holds_floats, layer_nodes, layer_of, operands
 from repquant.targets.target import Target
 
 
@@ -76,7 +76,7 @@ def find_layout(graph: fx.GraphModule, target: Target, keep_float: Collection[st
 
 def layer_names(graph: fx.GraphModule) -> tuple[str, ...]:
     """Return the names of all layers in the order in which they compute."""
-    return tuple(str(node.target) for node in graph.graph.nodes if layer_of(graph, node) is not None)
+    return tuple(layer_nodes(graph))
 
 
 def resolve_keep_float(graph: fx.GraphModule, keep_float: Collection[str]) -> frozenset[str]:

@@ -236,6 +236,11 @@ def layer_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return module if type(module) in LAYERS else None
 
 
+def layer_nodes(graph: fx.GraphModule) -> dict[str, fx.Node]:
+    """Return the nodes that call layers by the name of the layer, in the order of computation."""
+    return {str(node.target): node for node in graph.graph.nodes if layer_of(graph, node) is not None}
+
+
 def find_operator(node: fx.Node) -> Operator | None:
     """Return the row for a node, or None for one that is not understood.
 

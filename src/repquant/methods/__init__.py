@@ -1,1 +1,1 @@
-"""The methods of post-training quantization, wired to captured graphs."""
+"""Methods of post-training quantization: the wiring of pure cores (`numerics`) on captured networks."""

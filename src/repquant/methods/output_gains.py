@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repquant.graph.copying import copy_graph
+from repquant.graph.copies import copy_graph
 from repquant.graph.run import Observer, run
 
 _SEED = 0

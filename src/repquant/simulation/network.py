@@ -1,12 +1,9 @@
 """A captured network that computes what a runtime computes in integers."""
 
-import copy
-from collections.abc import Iterator
-from typing import Any
-
 from torch import Tensor, fx, nn
 
-from repquant.graph.operators import Kind, find_operator, layer_of
+from repquant.graph.copies import copy_graph
+from repquant.graph.operators import Kind, find_operator
 from repquant.graph.plan import Plan
 from repquant.simulation.integers import weight_grid
 from repquant.simulation.layers import FakeQuantize, QuantizedLayer, QuantizedMatmul, quantize_layer, weight_scheme
@@ -28,8 +25,7 @@ def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
         InputError: a bias that does not fit 32 bits.
     """
     layers = {name: _integer_layer(graph.get_submodule(name), name, plan) for name in plan.layout.layers}
-    memo: dict[int, Any] = {id(graph.get_submodule(name)): layer for name, layer in layers.items()}
-    simulated = copy.deepcopy(graph, memo)
+    simulated = copy_graph(graph, {id(graph.get_submodule(name)): layer for name, layer in layers.items()})
     prefix = _free_name(simulated)
     nodes = {node.name: node for node in simulated.graph.nodes}
     rounded: dict[str, fx.Node] = {}
@@ -50,13 +46,6 @@ def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 def quantized_layers(simulated: nn.Module) -> dict[str, QuantizedLayer]:
     """Return the layers of a simulated network that compute in integers, by name, in the order of registration."""
     return {name: layer for name, layer in simulated.named_modules() if isinstance(layer, QuantizedLayer)}
-
-
-def float_layers(graph: fx.GraphModule) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers of a captured network that could compute in integers, in the order of computation."""
-    for node in graph.graph.nodes:
-        if (layer := layer_of(graph, node)) is not None:
-            yield str(node.target), layer
 
 
 def _integer_layer(layer: nn.Module, name: str, plan: Plan) -> QuantizedLayer:

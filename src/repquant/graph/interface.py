@@ -1,0 +1,57 @@
+"""A captured network with flat inputs and outputs, and their names, as a file has them."""
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from repquant.graph.capture import Captured
+from repquant.graph.copies import copy_graph
+
+
+def captured_of(graph: fx.GraphModule) -> Captured:
+    """Return what a captured network remembers of its capture."""
+    captured = graph.meta["repquant"]
+    assert isinstance(captured, Captured)
+    return captured
+
+
+def flattened(graph: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy that takes its input tensors one by one, in order, and returns a tuple of its output tensors."""
+    flat = copy_graph(graph)
+    flat.graph.set_codegen(fx.graph.CodeGen())
+    output = flat.graph.output_node()
+    output.args = (tuple(value for value in pytree.tree_leaves(output.args) if isinstance(value, fx.Node)),)
+    flat.recompile()
+    return flat
+
+
+def flat_example(graph: fx.GraphModule) -> tuple[Tensor, ...]:
+    """Return the inputs that a network was captured with, one by one; where its batch is free, at least two images.
+
+    An exporter takes a dimension of 1 for a constant.
+    """
+    captured = captured_of(graph)
+    inputs = pytree.tree_leaves(captured.example)
+    return tuple(torch.cat([x, x]) if captured.dynamic_batch and x.shape[0] == 1 else x for x in inputs)
+
+
+def input_names(graph: fx.GraphModule) -> list[str]:
+    """Return the names of the arguments."""
+    return [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+
+
+def output_names(graph: fx.GraphModule) -> list[str]:
+    """Return a name for each output tensor: the dict keys that lead to it, else `output`, numbered if there are more.
+
+    Args:
+        graph: from `capture`.
+    """
+    values = pytree.tree_leaves(graph.graph.output_node().args)
+    codegen = graph.graph._codegen
+    spec = codegen.pytree_info.out_spec if hasattr(codegen, "pytree_info") else None
+    tree = values if spec is None else pytree.tree_unflatten(values, spec)
+    paths = [path for path, value in pytree.tree_flatten_with_path(tree)[0] if isinstance(value, fx.Node)]
+    keys = ["_".join(str(key.key) for key in path if isinstance(key, pytree.MappingKey)) for path in paths]
+    unnamed = sum(not key for key in keys)
+    numbered = iter(["output"] if unnamed == 1 else [f"output_{number}" for number in range(unnamed)])
+    return [key or next(numbered) for key in keys]

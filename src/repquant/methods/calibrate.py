@@ -1,0 +1,60 @@
+"""One pass over the calibration images collects what every calibrator reads."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor, fx
+
+from repquant.errors import InputError
+from repquant.graph.layout import Layout
+from repquant.graph.plan import Range
+from repquant.graph.run import Batch, observe
+from repquant.numerics.histogram import Histogram
+from repquant.numerics.ranges import search_range
+from repquant.targets.target import Target
+
+
+def collect_histograms(
+    graph: fx.GraphModule,
+    layout: Layout,
+    batches: Iterable[Batch],
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> dict[str, Histogram]:
+    """Run a float network over batches and return a histogram of every tensor that will be rounded.
+
+    Args:
+        graph: from `capture`.
+        layout: where it will be rounded.
+        batches: see `graph.run.inputs_of`.
+        on_batch: called with the number of images after each batch.
+
+    Raises:
+        InputError: no batch came, or a value is not finite (who reads it is named).
+    """
+    histograms = {name: Histogram() for name in layout.tensors}
+    observers = {
+        source: _recorder(histograms[name], tensor.description)
+        for name, tensor in layout.tensors.items()
+        for source in tensor.sources
+    }
+    observe(graph, batches, observers, on_batch)
+    return histograms
+
+
+def activation_ranges(
+    calibrator: str, histograms: Mapping[str, Histogram], target: Target, *, percentile: float = 99.99
+) -> dict[str, Range]:
+    """Return the range that a calibrator finds for each histogram on the target's activation grid."""
+    return {
+        name: search_range(calibrator, histogram, target.activation, percentile=percentile)
+        for name, histogram in histograms.items()
+    }
+
+
+def _recorder(histogram: Histogram, description: str) -> Callable[[Tensor], None]:
+    def record(value: Tensor) -> None:
+        try:
+            histogram.update(value)
+        except InputError as error:
+            raise InputError(f"{description}: {error}") from error
+
+    return record
