@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repquant.graph.copies import copy_graph
-from repquant.graph.grouping import channel_dim, grouped, groups_of
+from repquant.graph.grouping import channel_dim, grouped
 from repquant.graph.operators import KEEPS_GRID, Kind, find_operator, layer_of, operands
 from repquant.numerics.equalization import scales_at
 
@@ -73,8 +73,8 @@ def apply_scales(graph: fx.GraphModule, channels: Channels, scales: Tensor) -> f
         factors = scales.to(weight.device, weight.dtype)
         before, after = scales_at(factors, indices.inputs), scales_at(factors, indices.outputs)
         changed = weight.detach().clone(memory_format=torch.contiguous_format)
-        kernel, groups = grouped(layer, changed), groups_of(layer)
-        kernel.div_(before.view(groups, 1, -1, 1)).mul_(after.view(groups, -1, 1, 1))
+        kernel = grouped(layer, changed)
+        kernel.div_(before.view(len(kernel), 1, -1, 1)).mul_(after.view(len(kernel), -1, 1, 1))
         weight.copy_(changed)
         if bias is not None:
             assert isinstance(bias, Tensor)
@@ -107,10 +107,8 @@ class _Numbers:
 
     def solve(self) -> tuple[int, Tensor]:
         """Return how many free scales there are, and for every number the index of its scale, -1 for the pinned."""
-        pairs = torch.stack(
-            [torch.cat([torch.zeros(1, dtype=torch.long), *side]) for side in (self._left, self._right)]
-        )
-        left, right = pairs.unique(dim=1)
+        zero = torch.zeros(1, dtype=torch.long)
+        left, right = torch.cat([zero, *self._left]), torch.cat([zero, *self._right])
         lowest = torch.arange(self._count)
         while True:  # every number takes the lowest that it is tied to, and the one that this number has taken
             both = torch.minimum(lowest[left], lowest[right])

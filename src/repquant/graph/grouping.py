@@ -4,31 +4,21 @@ import math
 
 from torch import Tensor, nn
 
-
-def groups_of(layer: nn.Module) -> int:
-    """Return the number of groups of a layer; 1 for a linear one."""
-    groups = getattr(layer, "groups", 1)
-    assert isinstance(groups, int)
-    return groups
+TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
 def grouped(layer: nn.Module, weight: Tensor) -> Tensor:
     """Return a view (G, O/G, I/G, taps) of a contiguous tensor with the shape of the layer's weight."""
-    groups = groups_of(layer)
-    if is_transposed(layer):
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, TransposedConvolution):  # (I, O/G, ...)
         return weight.view(groups, len(weight) // groups, weight.shape[1], -1).transpose(1, 2)
     return weight.view(groups, len(weight) // groups, weight.shape[1], -1)
-
-
-def is_transposed(layer: nn.Module) -> bool:
-    """Whether the layer is a transposed convolution, whose weight is (I, O/groups, ...)."""
-    return isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d)
 
 
 def taps_of(layer: nn.Module) -> float:
     """Return how many weights of one input channel an output sees: the kernel's, on average over the phases."""
     size = math.prod(getattr(layer, "kernel_size", (1,)))
-    return size / math.prod(layer.stride) if is_transposed(layer) else size  # type: ignore[arg-type]
+    return size / math.prod(layer.stride) if isinstance(layer, TransposedConvolution) else size
 
 
 def channel_dim(layer: nn.Module) -> int:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from repquant.graph.channels import Channels, apply_scales, find_channels
-from repquant.graph.grouping import channel_dim, grouped, is_transposed, taps_of
+from repquant.graph.grouping import TransposedConvolution, channel_dim, grouped, taps_of
+from repquant.graph.interface import captured_of
 from repquant.graph.layout import Layout, find_layout
-from repquant.graph.operators import find_operator, layer_of, operands
+from repquant.graph.operators import find_operator, layer_nodes, operands
 from repquant.graph.run import Batch, Observer, inputs_of, observe
 from repquant.methods.channel_statistics import ChannelMoments, ChannelRanges
 from repquant.methods.diagonal import diagonal_of
@@ -106,9 +107,8 @@ def find_scales(
 
 def _find_chain(graph: fx.GraphModule, channels: Channels) -> dict[str, str]:
     """Return the layers of a network without branches and the nodes that they read; nothing for another network."""
-    nodes = {str(node.target): node for node in graph.graph.nodes if layer_of(graph, node) is not None}
-    names = list(channels.layers)
-    for before, after in itertools.pairwise(names):
+    nodes = layer_nodes(graph)
+    for before, after in itertools.pairwise(nodes):
         node = nodes[before]
         while node is not nodes[after]:
             (node, *others) = node.users
@@ -118,7 +118,7 @@ def _find_chain(graph: fx.GraphModule, channels: Channels) -> dict[str, str]:
         outputs, inputs = channels.layers[before].outputs, channels.layers[after].inputs
         if not torch.equal(outputs, inputs) or len(outputs.unique()) < len(outputs) or (outputs < 0).any():
             return {}
-    return {name: operands(nodes[name])[0].name for name in names}
+    return {name: operands(node)[0].name for name, node in nodes.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +140,9 @@ def _read(
     ranges = {name: ChannelRanges(tuple(channels.values[name].shape)) for name in ranged}
     moments: dict[str, ChannelMoments] = {}
     observers: dict[str, list[Observer]] = {name: [] for name in ranged}
-    for node in graph.graph.nodes:
-        if (layer := layer_of(graph, node)) is not None:
-            moments[str(node.target)] = ChannelMoments(channel_dim(layer))
-            observers.setdefault(operands(node)[0].name, []).append(moments[str(node.target)].update)
+    for name, node in layer_nodes(graph).items():
+        moments[name] = ChannelMoments(channel_dim(graph.get_submodule(name)))
+        observers.setdefault(operands(node)[0].name, []).append(moments[name].update)
     first = _FirstImages(graph, batches)
     for name, statistics in ranges.items():
         observers[name].append(lambda value, statistics=statistics: statistics.update(value, first.batch_size))
@@ -173,7 +172,7 @@ class _FirstImages:
             inputs = inputs_of(self._graph, batch)
             self.batch_size = len(inputs[0])
             if not self.images:
-                is_free = self._graph.meta["repquant"].dynamic_batch
+                is_free = captured_of(self._graph).dynamic_batch
                 self.images = [image[: _GAIN_IMAGES if is_free else None].clone() for image in inputs]
             yield batch
 
@@ -198,14 +197,17 @@ def _chain_gains(graph: fx.GraphModule, chain: Mapping[str, str], readings: _Rea
 
 
 def _measured_gains(graph: fx.GraphModule, channels: Channels, readings: _Readings) -> _Gains:
-    nodes = {node.name: node for node in graph.graph.nodes}
-    shapes = {name: statistics.shape for name, statistics in readings.ranges.items()}
-    calls = {str(node.target): node.name for node in nodes.values() if layer_of(graph, node) is not None}
+    ranged = {name: statistics.shape for name, statistics in readings.ranges.items()}
+    shapes = dict(ranged)
+    calls = layer_nodes(graph)
     for name, call in calls.items():
-        rank, dim = nodes[call].meta["val"].ndim, channel_dim(graph.get_submodule(name))
-        shapes[call] = tuple(len(channels.layers[name].outputs) if d == dim else 1 for d in range(-rank, 0))
+        rank, dim = call.meta["val"].ndim, channel_dim(graph.get_submodule(name))
+        shapes[call.name] = tuple(len(channels.layers[name].outputs) if d == dim else 1 for d in range(-rank, 0))
     gains = output_gains(graph, readings.images, shapes)
-    return _Gains(layers={name: gains[call].flatten() for name, call in calls.items()}, nodes=gains)
+    return _Gains(
+        layers={name: gains[call.name].flatten() for name, call in calls.items()},
+        nodes={name: gains[name].sum_to_size(shape) for name, shape in ranged.items()},
+    )
 
 
 def _layer_statistics(
@@ -234,7 +236,8 @@ def _layer_statistics(
 def _one_step(layer: nn.Module, target: Target) -> tuple[int, ...]:
     if target.weight.channel_axis is None:
         return (0, 1)
-    return (0,) if is_transposed(layer) else ()  # groups of a transposed convolution share the scales of their channels
+    # The groups of a transposed convolution share the scales of their channels.
+    return (0,) if isinstance(layer, TransposedConvolution) else ()
 
 
 def _tensor_statistics(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from repquant.graph.copies import copy_graph
+from repquant.graph.interface import captured_of
 from repquant.graph.run import Observer, run
 
 _SEED = 0
@@ -53,7 +54,7 @@ def output_gains(
 
 def _parts(graph: fx.GraphModule, images: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Yield one image after the other, copied; all at once where the graph takes no other batch size."""
-    is_free = graph.meta["repquant"].dynamic_batch
+    is_free = captured_of(graph).dynamic_batch
     for start in range(len(images[0])) if is_free else (0,):
         yield [(image[start : start + 1] if is_free else image).detach().clone() for image in images]
 
