@@ -49,37 +49,34 @@ def inputs(layers, name="last"):
 @pytest.mark.parametrize(
     "between",
     [
-        lambda net, x: F.relu(x),
-        lambda net, x: F.leaky_relu(x, 0.2) * 3 / 2,
-        lambda net, x: F.max_pool2d(x, 2),
-        lambda net, x: F.avg_pool2d(x, 2),
-        lambda net, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-        lambda net, x: F.pad(x, (1, 1, 1, 1)),
-        lambda net, x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
-        lambda net, x: x.mean((2, 3), keepdim=True),
-        lambda net, x: x * torch.sigmoid(x.mean((2, 3), keepdim=True).detach() * 0),
-        lambda net, x: x[..., 1:].flip(-1),
+        lambda _, x: F.relu(x),
+        lambda _, x: F.leaky_relu(x, 0.2) * 3 / 2,
+        lambda _, x: F.max_pool2d(x, 2),
+        lambda _, x: F.avg_pool2d(x, 2),
+        lambda _, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+        lambda _, x: F.pad(x, (1, 1, 1, 1)),
+        lambda _, x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda _, x: x.mean((2, 3), keepdim=True),
+        lambda _, x: x[..., 1:].flip(-1),
     ],
 )
 def test_scales_pass_through_what_is_homogeneous(between):
     layers = layers_of(between)
-    if "sigmoid" in str(between.__code__.co_names):  # the gate reads the same channels, and pins them
-        assert outputs(layers) == inputs(layers) == PINNED
-    else:
-        assert outputs(layers) == inputs(layers) == [0, 1, 2, 3]
+    assert outputs(layers) == inputs(layers) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
     "between",
     [
-        lambda net, x: F.silu(x),
-        lambda net, x: F.relu6(x),
-        lambda net, x: torch.softmax(x, 1),
-        lambda net, x: x + 1,
-        lambda net, x: x * x,
-        lambda net, x: F.pad(x, (1, 1, 1, 1), value=1.0),
-        lambda net, x: x.cumsum(2),  # unknown to the table
-        lambda net, x: x.transpose(1, 2) @ x.transpose(1, 2),
+        lambda _, x: F.silu(x),
+        lambda _, x: F.relu6(x),
+        lambda _, x: torch.softmax(x, 1),
+        lambda _, x: x + 1,
+        lambda _, x: x * x,
+        lambda _, x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+        lambda _, x: F.pad(x, (1, 1, 1, 1), value=1.0),
+        lambda _, x: x.cumsum(2),  # unknown to the table
+        lambda _, x: x.transpose(1, 2) @ x.transpose(1, 2),
     ],
 )
 def test_scales_are_pinned_by_what_is_not(between):
@@ -88,7 +85,7 @@ def test_scales_are_pinned_by_what_is_not(between):
 
 
 def test_the_input_and_the_outputs_of_the_network_are_pinned():
-    layers = layers_of(lambda net, x: F.relu(x))
+    layers = layers_of(lambda _, x: F.relu(x))
     assert inputs(layers, "first") == [-1] * 3
     assert outputs(layers, "last") == [-1] * 2
 
@@ -122,34 +119,34 @@ def test_a_concatenation_puts_channels_side_by_side():
 
 @pytest.mark.parametrize("part", [lambda x: x.chunk(2, 1)[1], lambda x: x[:, 2:], lambda x: x.split([1, 1, 2], 1)[2]])
 def test_a_part_keeps_its_channels(part):
-    layers = layers_of(lambda net, x: part(x) * 1.5, inputs=2)
+    layers = layers_of(lambda _, x: part(x) * 1.5, inputs=2)
     assert inputs(layers) == outputs(layers)[2:]
 
 
 def test_channels_are_followed_through_a_shuffle_written_by_hand():
-    layers = layers_of(lambda net, x: x.view(-1, 2, 2, 4, 4).transpose(1, 2).reshape(-1, 4, 4, 4))
+    layers = layers_of(lambda _, x: x.view(-1, 2, 2, 4, 4).transpose(1, 2).reshape(-1, 4, 4, 4))
     first = outputs(layers)
     assert inputs(layers) == [first[0], first[2], first[1], first[3]]
 
 
 def test_a_flattened_map_repeats_each_channel():
-    layers = layers_of(lambda net, x: F.relu(x).flatten(1), after=nn.Linear(64, 2))
+    layers = layers_of(lambda _, x: F.relu(x).flatten(1), after=nn.Linear(64, 2))
     assert inputs(layers) == [channel for channel in outputs(layers) for _ in range(16)]
 
 
 def test_channels_that_become_places_are_tied():
-    layers = layers_of(lambda net, x: F.pixel_shuffle(x, 2), inputs=1)
+    layers = layers_of(lambda _, x: F.pixel_shuffle(x, 2), inputs=1)
     assert outputs(layers) == [0] * 4
     assert inputs(layers) == [0]
 
 
 def test_a_mean_over_channels_ties_them():
-    layers = layers_of(lambda net, x: x.mean(1, keepdim=True), inputs=1)
+    layers = layers_of(lambda _, x: x.mean(1, keepdim=True), inputs=1)
     assert outputs(layers) == [0] * 4
 
 
 def test_channels_that_become_images_are_tied():
-    layers = layers_of(lambda net, x: x.reshape(-1, 1, 4, 4).expand(-1, 4, -1, -1))
+    layers = layers_of(lambda _, x: x.reshape(-1, 1, 4, 4).expand(-1, 4, -1, -1))
     assert len(set(outputs(layers))) == 1
 
 
@@ -159,10 +156,25 @@ def test_a_depthwise_convolution_absorbs_both_sides():
     assert len({*inputs(layers, "depthwise"), *outputs(layers, "depthwise")}) == 8
 
 
+KINDS = (
+    "residual",
+    "difference",
+    "cat",
+    "split",
+    "excite",
+    "up",
+    "shuffle",
+    "product",
+    "pinned",
+    "places",
+    "plain",
+)
+
+
 class RandomNetwork(nn.Module):
     """Layers and operators drawn at random; every map is (N, 8, 6, 6)."""
 
-    def __init__(self, seed, steps=8):
+    def __init__(self, seed, steps=6):
         super().__init__()
         self.choices = random.Random(seed)
         self.seed, self.steps = seed, steps
@@ -204,14 +216,13 @@ class RandomNetwork(nn.Module):
 
     def forward(self, x):
         choices = random.Random(self.seed)
-        kinds = "residual difference cat split excite up shuffle product pinned places plain plain".split()
         maps = [self.stem(x)]
         for index in range(self.steps):
-            maps.append(self.step(choices.choice(kinds), index, maps[-1], choices.choice(maps)))
+            maps.append(self.step(choices.choice(KINDS), index, maps[-1], choices.choice(maps)))
         return self.head(F.avg_pool2d(maps[-1], 2).flatten(1)), F.relu(choices.choice(maps)).amax(1)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(seed=st.integers(0, 10_000))
 def test_random_scales_leave_the_outputs_of_random_networks_as_they_are(seed):
     torch.manual_seed(seed)
