@@ -32,19 +32,11 @@ def integer_graph(model: nn.Module, target: Target) -> nn.Module:
         elif isinstance(module, QuantizedLinear):
             memo[id(module)] = _IntegerLinear(module, memo[id(module.input)], target)
     graph = copy.deepcopy(model, memo)
-    return graph if target.weight.scale_type == "float32" else _Half(graph.half())
-
-
-class _Half(nn.Module):
-    """A model in FP16 between a float32 input and a float32 output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.model(x.half())
-        return y.float()
+    if target.weight.scale_type == "float16":
+        graph.half()
+        graph.register_forward_pre_hook(lambda _module, inputs: tuple(x.half() for x in inputs))
+        graph.register_forward_hook(lambda _module, _inputs, output: output.float())
+    return graph
 
 
 class _QuantizeDequantize(nn.Module):
