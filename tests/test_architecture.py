@@ -12,6 +12,7 @@ LAYERS = (
     ("data",),
     ("train",),
     ("quant",),
+    ("targets",),
     ("export",),
     ("runtimes",),
     ("evaluate", "bench"),

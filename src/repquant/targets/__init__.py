@@ -1,0 +1,1 @@
+"""What each target takes: rules that a file is checked by, one file a target."""
