@@ -1,3 +1,36 @@
-"""repquant: re-parameterized classifiers from training to a verified INT8 model."""
+"""repquant: re-parameterized classifiers from training to a verified INT8 model.
+
+The names below are imported when they are first used: `import repquant` imports nothing heavy.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repquant.check import check as check
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "check": "repquant.check",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+class _Package(ModuleType):
+    """A package in which a verb of the library keeps its name, although the file that it lives in has the same."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

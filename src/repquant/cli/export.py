@@ -37,6 +37,7 @@ def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
     from repquant.cli.inputs import load_deploy_network, open_target, output_file, transform
+    from repquant.cli.proof import require_taken
     from repquant.export.onnx import export_onnx
 
     output = output_file(options.output, options.overwrite, (".onnx",))
@@ -51,6 +52,8 @@ def run(options: Options) -> None:
         target = open_target(options)
         model, skipped = _quantize(model, options, target, checkpoint)
     size = export_onnx(model, output, options.image_size, target)
+    if target:
+        require_taken(output, target)
     if options.calibrator and options.rounding == "learned":
         checkpoint.unlink(missing_ok=True)
     if skipped:

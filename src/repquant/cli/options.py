@@ -14,6 +14,11 @@ def option(help: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def argument(help: str) -> Any:
+    """Return a required field that is given by its place instead of by a flag."""
+    return field(metadata={"help": help, "positional": True})
+
+
 def split_names(value: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
     """Return the names in a comma-separated list, in order and without repetition; `all` stands for all of them.
 

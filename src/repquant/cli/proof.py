@@ -40,6 +40,23 @@ def tell(record: Record, already_said: int = 0) -> None:
         say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
 
 
+def require_taken(path: Path, target: Target) -> None:
+    """Hold a file that this program wrote to the rules of its target.
+
+    Raises:
+        AssertionError: the target would refuse it: an error of this program.
+    """
+    from repquant.check import check
+    from repquant.runtimes.available import installed
+
+    if target.name != "tensorrt" and target.name not in installed():
+        return  # only the runtime itself could tell
+    refused = [str(finding) for finding in check(path, target.name) if finding.is_refused]
+    assert not refused, (
+        f"{path} was written for {target.name}, which refuses it; please report this: {'; '.join(refused)}"
+    )
+
+
 def prove(
     float_model: nn.Module,
     quantized: Mapping[str, nn.Module],
@@ -75,6 +92,7 @@ def prove(
         advance(1)
         for name, model in {} if simulated_only else quantized.items():
             sizes[name] = export_onnx(model, folder / f"{name}.onnx", image_size, target)
+            require_taken(folder / f"{name}.onnx", target)
             advance(1)
 
     engines: dict[str, Runtime] = {FLOAT: PyTorchRuntime(float_model)}

@@ -10,7 +10,8 @@ from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import quantize_before_relu
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
-from repquant.runtimes.precise_products import PRECISE, may_saturate, own_constants
+from repquant.runtimes.precise_products import PRECISE, own_constants
+from repquant.targets.cpu_rules import may_saturate
 
 _ERRORS_ONLY = 3
 
