@@ -86,7 +86,7 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
     import torch
 
     from repquant.cli.inputs import load_network
-    from repquant.runtimes.available import ENGINES, open_runtime, require
+    from repquant.runtimes.available import ENGINES, open_classifier, require
     from repquant.runtimes.pytorch import PyTorchRuntime
 
     # An engine takes all cores by itself; of several processes each keeps to what torchrun gives it.
@@ -102,5 +102,5 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
         else:
             if not options.model:
                 raise InputError(f"the runtime {name} runs an ONNX file; pass --model")
-            engines[name] = open_runtime(name, Path(options.model), threads)
+            engines[name] = open_classifier(name, Path(options.model), threads)
     return engines

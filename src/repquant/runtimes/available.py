@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from repquant.errors import InputError
-from repquant.runtimes.interface import Runtime
+from repquant.runtimes.interface import FileRuntime
+from repquant.runtimes.model_file import require_classifier
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def require(name: str) -> None:
         )
 
 
-def open_runtime(name: str, path: Path, threads: int | None = None) -> Runtime:
+def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRuntime:
     """Load the ONNX file at `path` into the engine `name`, on `threads` threads (None: the engine's choice).
 
     Raises:
@@ -66,3 +67,14 @@ def open_runtime(name: str, path: Path, threads: int | None = None) -> Runtime:
         case _:
             files = ", ".join(other for other in ENGINES if other != name)
             raise InputError(f"runtime {name} can't run the file {path}; choose from {files}")
+
+
+def open_classifier(name: str, path: Path, threads: int | None = None) -> FileRuntime:
+    """Load a file as `open_runtime` does, if it has one input (images) and one output (logits).
+
+    Raises:
+        InputError: as `open_runtime`, or a file with more of them.
+    """
+    runtime = open_runtime(name, path, threads)
+    require_classifier(path, len(runtime.input_names), len(runtime.output_names))
+    return runtime
