@@ -32,7 +32,7 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
 
     calibrator: str = option("max, percentile, mse, entropy, several with commas, or all", "all")
     runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
+        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
     )
 
@@ -63,10 +63,10 @@ def run(options: Options) -> None:
     from repquant.quant.calibrate import activation_ranges
     from repquant.quant.convert import Range
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
-    from repquant.runtimes.available import ENGINES, require
+    from repquant.runtimes.available import ENGINES, installed, require
 
     calibrators = split_names(options.calibrator, CALIBRATORS, "calibrator")
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
+    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
         require(name)
     target = open_target(options)

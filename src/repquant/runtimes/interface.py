@@ -13,7 +13,7 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """The engine, in the words of the command line: `pytorch`, `onnxruntime`, `openvino`."""
+        """The engine, in the words of the command line: `pytorch`, `onnxruntime`, `openvino`, `tensorrt`."""
         ...
 
     @property
