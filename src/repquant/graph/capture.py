@@ -1,6 +1,5 @@
 """Any module as a graph of exact layers and functional operators."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 from repquant.graph.batch_norm import fold_batch_norms
 from repquant.graph.constants import Constant, evaluate_constants
+from repquant.graph.copies import copy_graph
 from repquant.graph.exporting import Example, export_functional
 from repquant.graph.layers import free_name, layers_as_modules
 from repquant.graph.noops import remove_noops, remove_unused
@@ -44,7 +44,7 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
         InputError: the example doesn't fit the module, or the module can't be captured; the message names the line.
     """
     if isinstance(module, fx.GraphModule) and isinstance(module.meta.get("repquant"), Captured):
-        return copy.deepcopy(module)
+        return copy_graph(module)
     exported, dynamic_batch = export_functional(module, example)
     graph, root = exported.graph, nn.Module()
     remove_noops(graph)

@@ -98,7 +98,9 @@ def _export(module: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> E
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its internals
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        return program.run_decompositions({})  # decomposes nothing, but makes in-place operators and views functional
+        # Decomposes nothing, but makes in-place operators and views functional.
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
 
 
 def _with_free_batch(
@@ -111,9 +113,9 @@ def _with_free_batch(
     except Exception:  # whatever it is, it may be the batch's fault: the caller tries a fixed one
         return None
     values = [node.meta.get("val") for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-    batches = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim]
+    batches: list[Any] = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim]
     # A dimension that the network's code turned out to need at its size is a symbol with a value.
-    is_free = bool(batches) and isinstance(batches[0], torch.SymInt) and batches[0].node.maybe_as_int() is None
+    is_free = isinstance(batches[0], torch.SymInt) and batches[0].node.maybe_as_int() is None if batches else False
     return program if is_free else None
 
 

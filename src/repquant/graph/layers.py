@@ -12,8 +12,6 @@ from repquant.graph.constants import Constant
 
 aten = torch.ops.aten
 
-Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
-
 _CONVOLUTIONS: dict[Any, type[Any]] = {
     aten.conv1d.default: nn.Conv1d,
     aten.conv1d.padding: nn.Conv1d,
@@ -99,8 +97,9 @@ def _holds(root: nn.Module, name: str) -> bool:
     return True
 
 
-def make_layer(kind: type[Any], weight: Tensor, bias: Tensor | None, **geometry: Any) -> Any:
+def make_layer(kind: type[Any], weight: Tensor, bias: Tensor | None, **geometry: Any) -> nn.Module:
     """Build `kind` around the given weight and bias, in their dtype and on their device, in evaluation mode."""
+    layer: Any
     with torch.device("meta"):
         if kind is nn.Linear:
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
@@ -113,7 +112,8 @@ def make_layer(kind: type[Any], weight: Tensor, bias: Tensor | None, **geometry:
     layer.weight = nn.Parameter(weight)
     if bias is not None:
         layer.bias = nn.Parameter(bias)
-    return layer.eval()
+    built: nn.Module = layer.eval()
+    return built
 
 
 def _matched(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> _Call | None:
@@ -193,7 +193,7 @@ def copy_meta(source: fx.Node, new: fx.Node, val: Any) -> None:
     new.meta = dict(source.meta) | {"val": val}
 
 
-def _built(call: _Call, padding: tuple[int, ...], constants: Mapping[fx.Node, Constant]) -> Layer:
+def _built(call: _Call, padding: tuple[int, ...], constants: Mapping[fx.Node, Constant]) -> nn.Module:
     weight = _stored(constants[call.weight])
     bias = None if call.bias is None else _stored(constants[call.bias])
     if call.kind is nn.Linear:
@@ -206,7 +206,8 @@ def _built(call: _Call, padding: tuple[int, ...], constants: Mapping[fx.Node, Co
 
 def _stored(constant: Constant) -> Tensor:
     """Return a copy in the network's dtype that shares nothing with the user's module."""
-    return constant.wide.to(constant.plain.dtype, copy=True, memory_format=torch.contiguous_format)
+    stored: Tensor = constant.wide.to(constant.plain.dtype, copy=True, memory_format=torch.contiguous_format)
+    return stored
 
 
 def _path(node: fx.Node, call: _Call, constants: Mapping[fx.Node, Constant]) -> str:

@@ -76,9 +76,9 @@ def _is_noop(node: fx.Node) -> bool:
     if not isinstance(source, fx.Node) or not _same_kind(source.meta.get("val"), node.meta.get("val")):
         return False
     if node.target in _DROPOUTS:
-        return not arguments(node)["train"]
+        return arguments(node)["train"] is False
     if node.target is aten.slice.Tensor:
-        return arguments(node)["step"] == 1
+        return bool(arguments(node)["step"] == 1)
     if node.target in _NEUTRAL:
         other = node.args[1]
         return isinstance(other, int | float) and other == _NEUTRAL[node.target]
