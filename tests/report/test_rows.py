@@ -20,6 +20,7 @@ def evaluation(labels: np.ndarray | None) -> Evaluation:
             (name, reference): OutputDifference.between(logits[reference], logits[name])
             for name, reference in [("sim", "float"), ("ort", "float"), ("ort", "sim")]
         },
+        images=4,
         seconds={"float": 2.0, "sim": 4.0, "ort": 0.5},
     )
 
@@ -76,6 +77,7 @@ def test_equal_logits_have_no_finite_sqnr():
     equal = Evaluation(
         predictions=same.predictions,
         differences={("sim", "float"): OutputDifference.between(logits, logits)},
+        images=4,
         seconds=same.seconds,
     )
     row = measured_row(equal, "sim", runtime="pytorch", runtime_version="1", float_name="float")

@@ -37,12 +37,14 @@ class Evaluation:
         predictions: for each runtime, from the network's first output; none where that is no logits (N, K).
         differences: for each compared pair (runtime, reference), of the first output.
         seconds: spent inside each runtime, over all images, without its warm-up.
+        images: how many.
         others: the same as `differences` of the other outputs, in their order.
     """
 
     predictions: dict[str, Predictions]
     differences: dict[Pair, OutputDifference]
     seconds: dict[str, float]
+    images: int
     others: dict[Pair, tuple[OutputDifference, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -59,6 +61,7 @@ class Evaluation:
                 pair: OutputDifference.concatenate([part.differences[pair] for part in parts]) for pair in pairs
             },
             seconds={name: max(part.seconds[name] for part in parts) for name in parts[0].seconds},
+            images=sum(part.images for part in parts),
             others={
                 pair: tuple(map(OutputDifference.concatenate, zip(*(part.others[pair] for part in parts), strict=True)))
                 for pair in parts[0].others
@@ -128,6 +131,7 @@ def evaluate(
         predictions={name: Predictions.concatenate(parts) for name, parts in predictions.items() if parts},
         differences={pair: outputs[0] for pair, outputs in joined.items()},
         seconds=seconds,
+        images=images,
         others={pair: outputs[1:] for pair, outputs in joined.items()},
     )
 
