@@ -10,12 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repquant.check import check as check
+    from repquant.load import load as load
+    from repquant.methods.ptq import PtqMethod as PtqMethod
+    from repquant.prove import Proof as Proof
+    from repquant.prove import prove as prove
+    from repquant.quantize import Quantized as Quantized
+    from repquant.quantize import quantize as quantize
+    from repquant.reparameterize import reparameterize as reparameterize
+    from repquant.targets.target import Target as Target
+    from repquant.targets.target import resolve_target as resolve_target
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Proof": "repquant.prove",
+    "PtqMethod": "repquant.methods.ptq",
+    "Quantized": "repquant.quantize",
+    "Target": "repquant.targets.target",
     "check": "repquant.check",
+    "load": "repquant.load",
+    "prove": "repquant.prove",
+    "quantize": "repquant.quantize",
+    "reparameterize": "repquant.reparameterize",
+    "resolve_target": "repquant.targets.target",
 }
+
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
