@@ -116,7 +116,8 @@ class Noops(nn.Module):
 
     def forward(self, x):
         x = self.parts(x).clone().contiguous().detach().to(x.dtype).view(x.shape)
-        return F.relu((x + 0) * 1 / 1 - 0)
+        x[:, : x.shape[1]].relu_()
+        return (x + 0) * 1 / 1 - 0
 
 
 def test_what_changes_nothing_goes():
@@ -228,10 +229,24 @@ def test_a_normalization_that_no_layer_takes_is_a_depthwise_layer_or_stays():
     assert aten._native_batch_norm_legit_no_training.default in operators_of(captured)
 
 
-def test_a_normalization_behind_a_linear_layer_of_rows_is_folded():
-    captured = assert_captured_equally(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), torch.randn(5, 4))
-    assert list(layers_of(captured)) == ["0"]
-    assert operators_of(captured) == []
+class Rows(nn.Module):
+    """Normalizations of rows (N, C): behind a linear layer, behind its flattened rows, and in front of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 3, bias=False)
+        self.behind, self.flat, self.front = nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        rows = self.flat(self.one(x).flatten(0, 1)).reshape(len(x), -1, 3)
+        pooled = self.front(F.relu(x).amax(1))
+        return rows, self.behind(self.one(x.amin(1))), self.two(pooled) + self.three(pooled)
+
+
+def test_normalizations_of_rows_are_folded_into_linear_layers():
+    captured = assert_captured_equally(Rows(), torch.randn(5, 2, 4))
+    assert sorted(layers_of(captured)) == ["one", "one_1", "three", "two"]
+    assert "batch_norm" not in captured.code
 
 
 class Constants(nn.Module):

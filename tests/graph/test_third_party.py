@@ -116,3 +116,16 @@ def test_a_detector_with_repconv_blocks_and_frozen_normalization():
     report = merged("rt_detr", 256)
     assert report.convolutions_after == 53
     assert sum(group.paths > 1 for group in report.groups) == 12
+
+
+@pytest.mark.slow
+def test_a_detector_that_selects_queries_is_equal_up_to_the_selection():
+    """D-FINE takes the 300 best of 1,344 places; untrained, scores are closer than rounding, and places swap."""
+    network = transformers_network("DFineForObjectDetection", "DFineConfig", num_labels=10)
+    x = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    deploy = reparameterize(network, x)
+    with torch.no_grad():
+        actual, expected = deploy(x), network(x)
+    for name in ("enc_outputs_class", "enc_outputs_coord_logits"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-5)
+    assert deploy.meta["reparameterization"].convolutions_after == 145
