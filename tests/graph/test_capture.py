@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from threading import Lock
 
 import pytest
 import torch
@@ -340,6 +341,12 @@ class ReturnsAClass(nn.Module):
         return Output(x + 1)
 
 
+class HoldsALock(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.lock = Lock()
+
+
 @pytest.mark.parametrize(
     ("module", "example", "parts"),
     [
@@ -347,6 +354,7 @@ class ReturnsAClass(nn.Module):
         (LeavesTorch(), torch.ones(2, 3), ["test_capture.py:", "x.numpy() + 1", "tensor operations"]),
         (Stateful(), torch.ones(2, 3), ["Stateful changes its buffers", "calls", "output"]),
         (ReturnsAClass(), torch.ones(2, 3), ["Output", "register_dataclass"]),
+        (HoldsALock(), torch.ones(2, 3), ["HoldsALock can't be copied", "lock"]),
         (nn.Conv2d(3, 4, 3), torch.ones(2, 5, 8, 8), ["can't be called with the example", "5 channels"]),
         (nn.Linear(3, 4), (torch.ones(2, 3), 1), ["Linear.forward(input", "too many positional arguments"]),
         (nn.Linear(3, 4), {"images": torch.ones(2, 3)}, ["argument: 'input'", "dict of the keyword inputs"]),
