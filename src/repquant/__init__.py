@@ -9,11 +9,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repquant.check import check as check
     from repquant.reparameterize import reparameterize as reparameterize
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "check": "repquant.check",
     "reparameterize": "repquant.reparameterize",
 }
 
