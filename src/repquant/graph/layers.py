@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from repquant.graph.arguments import arguments
 from repquant.graph.constants import Constant
+from repquant.graph.names import place
 
 aten = torch.ops.aten
 
@@ -64,37 +65,6 @@ def layers_as_modules(graph: fx.Graph, constants: Mapping[fx.Node, Constant], ro
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-
-
-def place(root: nn.Module, path: str, module: nn.Module) -> str:
-    """Register a module at a dotted path, or at the next free `path_1`, `path_2`; return the path it got."""
-    name = free_name(root, path)
-    parent = root
-    *containers, leaf = name.split(".")
-    for part in containers:
-        if not isinstance(getattr(parent, part, None), nn.Module):
-            parent.add_module(part, nn.Module())
-        parent = parent.get_submodule(part)
-    parent.add_module(leaf, module)
-    return name
-
-
-def free_name(root: nn.Module, path: str) -> str:
-    """Return the first of `path`, `path_1`, `path_2` ... that names nothing in `root`."""
-    name, count = path, 0
-    while _holds(root, name):
-        count += 1
-        name = f"{path}_{count}"
-    return name
-
-
-def _holds(root: nn.Module, name: str) -> bool:
-    value: Any = root
-    for part in name.split("."):
-        if not hasattr(value, part):
-            return False
-        value = getattr(value, part)
-    return True
 
 
 def make_layer(kind: type[Any], weight: Tensor, bias: Tensor | None, **geometry: Any) -> nn.Module:
