@@ -48,6 +48,13 @@ def quantized_layers(simulated: nn.Module) -> dict[str, QuantizedLayer]:
     return {name: layer for name, layer in simulated.named_modules() if isinstance(layer, QuantizedLayer)}
 
 
+def read_by_layers(simulated: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """Return the nodes that layers of a simulated network read, by the name of the layer, in the order of computing."""
+    layers = quantized_layers(simulated)
+    calls = (node for node in simulated.graph.nodes if node.op == "call_module" and node.target in layers)
+    return {str(node.target): tuple(node.all_input_nodes) for node in calls}
+
+
 def _integer_layer(layer: nn.Module, name: str, plan: Plan) -> QuantizedLayer:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
