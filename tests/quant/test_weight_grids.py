@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from repquant.models.reparam import reparameterize
-from repquant.models.shortcut import diagonal_center, split_identity
+from repquant.models.shortcut import split_identity
 from repquant.numerics.affine import INT32_MAX, fake_quantize
+from repquant.numerics.diagonal import diagonal_center
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_pairs, quantize_model
 from repquant.quant.diagonal import identity_weights, may_have_identity
