@@ -1,6 +1,6 @@
 """What the engines that read ONNX files ask of the file and of the images."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from repquant.errors import InputError
@@ -27,7 +27,7 @@ def cannot_load(path: Path, engine: str, error: Exception) -> InputError:
 
 
 def check_interface(path: Path, inputs: int, outputs: int) -> None:
-    """Accept a model with one input and one output.
+    """Accept a model with one input and one output for a call that gives images alone.
 
     Raises:
         InputError: the model has more of them: it is no classifier.
@@ -37,6 +37,16 @@ def check_interface(path: Path, inputs: int, outputs: int) -> None:
             f"model {path} has {inputs} inputs and {outputs} outputs; "
             "a classifier with one input (images) and one output (logits) is needed"
         )
+
+
+def check_names(path: Path, expected: Sequence[str], given: Collection[str]) -> None:
+    """Accept tensors for all inputs of a model.
+
+    Raises:
+        InputError: one is missing, or is not an input.
+    """
+    if set(expected) != set(given):
+        raise InputError(f"model {path} takes {', '.join(expected)}, not {', '.join(given) or 'nothing'}")
 
 
 def check_images(path: Path, expected: Sequence[int | None], given: Sequence[int]) -> None:

@@ -1,14 +1,17 @@
 """OpenVINO on the CPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
+from repquant.runtimes.model_file import cannot_load, check_images, check_interface, check_names, require_file
 
 
 class OpenVinoRuntime:
@@ -49,14 +52,46 @@ class OpenVinoRuntime:
             model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
-        check_interface(path, len(model.inputs), len(model.outputs))
+        self._model = model
         self._request = model.create_infer_request()
-        self._shape = [size.get_length() if size.is_static else None for size in model.input(0).get_partial_shape()]
+        self.inputs = {
+            port.any_name: tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+            for port in model.inputs
+        }
+        """Name -> shape; None stands for any size."""
+        self.outputs: tuple[str, ...] = tuple(port.any_name for port in model.outputs)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K)."""
-        check_images(self._path, self._shape, images.shape)
-        # Shared input: the array outlives this synchronous call. The output is copied out of the request, whose
-        # buffer the next call overwrites.
-        logits = self._request.infer([images], share_inputs=True, share_outputs=False)[0]
-        return np.asarray(logits)
+        """Normalized images (N, 3, H, W) to logits (N, K).
+
+        Raises:
+            InputError: images of a shape that the model does not take, or a model with more inputs or outputs.
+        """
+        check_interface(self._path, len(self.inputs), len(self.outputs))
+        ((name, shape),) = self.inputs.items()
+        check_images(self._path, shape, images.shape)
+        return self.run({name: images})[self.outputs[0]]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name for the inputs by name.
+
+        Raises:
+            InputError: an input is missing, or there is none of that name.
+        """
+        check_names(self._path, tuple(self.inputs), inputs)
+        # Shared input: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
+        # buffers the next call overwrites.
+        results = self._request.infer([inputs[name] for name in self.inputs], share_inputs=True, share_outputs=False)
+        return {name: np.asarray(results[index]) for index, name in enumerate(self.outputs)}
+
+    def executed(self) -> tuple[Executed, ...]:
+        """Return the operators that the engine runs for this file, in their order."""
+        operators = ((node.get_friendly_name(), node.get_rt_info()) for node in self._model.get_runtime_model().get_ops())
+        return tuple(
+            Executed(
+                kind=str(info["layerType"]),
+                name=name,
+                is_integer=str(info["runtimePrecision"]) in ("i8", "u8"),
+            )
+            for name, info in operators
+        )
