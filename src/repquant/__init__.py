@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repquant.check import check as check
+    from repquant.reparameterize import reparameterize as reparameterize
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "check": "repquant.check",
+    "reparameterize": "repquant.reparameterize",
 }
 
 

@@ -2,13 +2,15 @@
 
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from repquant.graph.arguments import arguments
 from repquant.graph.constants import Constant
-from repquant.graph.layers import make_layer, place
+from repquant.graph.layers import make_layer
+from repquant.graph.names import place
 
 aten = torch.ops.aten
 
@@ -31,7 +33,7 @@ def fold_batch_norms(graph: fx.Graph, constants: Mapping[fx.Node, Constant], roo
             continue
         source = values["input"]
         scale, shift = _scale_shift(parts, values["eps"], constants)
-        layer = root.get_submodule(source.target) if source.op == "call_module" else None
+        layer = root.get_submodule(str(source.target)) if source.op == "call_module" else None
         if layer is not None and len(source.users) == 1 and _channels_are_outputs(layer, source):
             _absorb(layer, scale, shift)
             new = source
@@ -54,13 +56,13 @@ def _scale_shift(
     return scale, (0 if beta is None else beta) - mean * scale
 
 
-def _channels_are_outputs(layer: nn.Module, node: fx.Node) -> bool:
+def _channels_are_outputs(layer: Any, node: fx.Node) -> bool:
     """Whether dimension 1, which a batch normalization scales, is the layer's output dimension."""
-    return node.meta["val"].ndim == (2 if isinstance(layer, nn.Linear) else layer.weight.ndim)
+    return bool(node.meta["val"].ndim == (2 if isinstance(layer, nn.Linear) else layer.weight.ndim))
 
 
 @torch.no_grad()
-def _absorb(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:
+def _absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
     weight = layer.weight.double()
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         # (I, O/groups, ...): group g makes the outputs g * O/groups and on.
