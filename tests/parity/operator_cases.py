@@ -290,3 +290,11 @@ GROUPS: Mapping[str, Mapping[str, Case]] = {
     "pooling": _POOLING,
     "floats": _FLOATS,
 }
+
+_QUICK = (
+    "conv2d_reflect conv_transpose2d_groups linear_3d matmul prelu_channels silu add_relu gate_hardsigmoid cat_pool chunk "
+    "avg_pool bilinear attention"
+).split()
+_EVERY = {name: case for cases in GROUPS.values() for name, case in cases.items()}
+CORE: Mapping[str, Case] = {name: _EVERY[name] for name in _QUICK}
+"""One or two rows of each group, for tests that take seconds."""

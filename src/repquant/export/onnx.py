@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from repquant.atomic import replace_file
 from repquant.export.integer_graph import integer_graph
 from repquant.export.node_names import name_nodes
-from repquant.export.pooling import pool_globally
+from repquant.export.pooling import pad_before_average, pool_globally
 from repquant.export.shared_quantizers import share_quantizers
 from repquant.export.value_names import name_ends
 from repquant.graph.interface import captured_of, flat_example, flattened, input_names, output_names
@@ -112,7 +112,7 @@ def _write(
     _strip_provenance(proto)
     if target and target.name == "tensorrt":
         proto = pool_globally(proto)
-    proto = share_quantizers(proto)
+    proto = share_quantizers(pad_before_average(proto))
     if target and target.weights == "float" and target.weight.scale_type == "float32":
         proto = version_converter.convert_version(proto, OPSET_OF_TENSORRT_8)
     onnx.checker.check_model(proto, full_check=True)

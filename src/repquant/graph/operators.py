@@ -165,6 +165,7 @@ OPERATORS: Mapping[Any, Operator] = MappingProxyType(
                 aten.mul.Scalar,
                 aten.add.Scalar,
                 aten.sub.Scalar,
+                aten.rsub.Scalar,
                 aten.div.Scalar,
                 aten.div.Tensor,
                 aten.neg.default,

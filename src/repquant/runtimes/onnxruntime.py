@@ -15,6 +15,7 @@ from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import quantize_before_relu
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, check_names, require_file
 from repquant.runtimes.precise_products import PRECISE, own_constants
+from repquant.runtimes.unsigned_activations import unsigned_activations
 from repquant.targets.cpu_rules import may_saturate
 
 _ERRORS_ONLY = 3
@@ -24,7 +25,8 @@ class OnnxRuntime:
     """An ONNX file in ONNX Runtime's CPU provider, with its default graph optimizations.
 
     Symmetric int8 convolutions before a ReLU get the equal form of
-    `integer_relu.quantize_before_relu`, so that they run in integers too, FP16 scales that of `half_scales.widen_half`.
+    `integer_relu.quantize_before_relu`, so that they run in integers too, FP16 scales that of `half_scales.widen_half`, and
+    all signed activations that of `unsigned_activations`.
     Where this CPU would saturate with the weights of the file, `precise_products` keeps it from that.
 
     Args:
@@ -92,7 +94,7 @@ class OnnxRuntime:
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         try:
-            model = quantize_before_relu(widen_half(onnx.load(self._path)))
+            model = unsigned_activations(quantize_before_relu(widen_half(onnx.load(self._path))))
             if not int8_support().safe and may_saturate(model):
                 options.add_session_config_entry(*PRECISE)
                 model = own_constants(model)

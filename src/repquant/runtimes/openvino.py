@@ -86,12 +86,11 @@ class OpenVinoRuntime:
 
     def executed(self) -> tuple[Executed, ...]:
         """Return the operators that the engine runs for this file, in their order."""
-        operators = ((node.get_friendly_name(), node.get_rt_info()) for node in self._model.get_runtime_model().get_ops())
         return tuple(
             Executed(
-                kind=str(info["layerType"]),
-                name=name,
-                is_integer=str(info["runtimePrecision"]) in ("i8", "u8"),
+                kind=node.get_rt_info()["layerType"].astype(str),
+                name=node.get_friendly_name(),
+                is_integer=node.get_rt_info()["runtimePrecision"].astype(str) in ("i8", "u8"),
             )
-            for name, info in operators
+            for node in self._model.get_runtime_model().get_ops()
         )
