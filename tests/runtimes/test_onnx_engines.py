@@ -107,9 +107,27 @@ def test_fixed_batch(engine, tmp_path):
 def test_several_inputs_and_outputs(engine, tmp_path):
     save_flatten(tmp_path / "two.onnx", {"a": ["n", 3, 8, 8], "b": ["n", 3, 8, 8]})
     runtime = engine(tmp_path / "two.onnx")
-    assert runtime.input_names == ("a", "b")
     a, b = (np.full((2, 3, 8, 8), value, np.float32) for value in (1, 2))
     outputs = runtime(a, b)
     assert [(x.shape, float(x.max())) for x in outputs] == [((2, 192), 1), ((2, 192), 2)]
     with pytest.raises(InputError, match=r"two\.onnx takes 2 inputs, not 1"):
         runtime(a)
+
+
+def test_inputs_and_outputs_by_name(engine, tmp_path):
+    save_flatten(tmp_path / "two.onnx", {"a": ["n", 3, 8, 8], "b": ["n", 1, 2]})
+    runtime = engine(tmp_path / "two.onnx")
+    assert runtime.inputs == {"a": (None, 3, 8, 8), "b": (None, 1, 2)}
+    a, b = np.full((2, 3, 8, 8), 7, np.float32), np.full((2, 1, 2), 5, np.float32)
+    outputs = runtime.run({"b": b, "a": a})
+    np.testing.assert_array_equal(outputs["a_out"], a.reshape(2, -1))
+    np.testing.assert_array_equal(outputs["b_out"], b.reshape(2, -1))
+    with pytest.raises(InputError, match=r"two\.onnx takes a, b, not a, images"):
+        runtime.run({"a": a, "images": b})
+
+
+def test_executed_operators_say_which_products_are_of_integers(engine, float_model, qdq_model):
+    for model, expected in ((float_model, False), (qdq_model, True)):
+        products = [operator for operator in engine(model.path).executed() if operator.is_product]
+        assert products
+        assert {operator.is_integer for operator in products} == {expected}

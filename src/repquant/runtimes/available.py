@@ -89,5 +89,5 @@ def open_classifier(name: str, path: Path, threads: int | None = None) -> FileRu
         InputError: as `open_runtime`, or a file with more of them.
     """
     runtime = open_runtime(name, path, threads)
-    require_classifier(path, len(runtime.input_names), len(runtime.output_names))
+    require_classifier(path, len(runtime.inputs), len(runtime.outputs))
     return runtime

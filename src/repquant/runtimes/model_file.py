@@ -1,6 +1,6 @@
 """What the engines that read ONNX files ask of the file and of the images."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,16 @@ def as_outputs(results: Sequence[Any]) -> Array | tuple[Array, ...]:
     """Return what an engine gave: the output by itself where there is one, else a tuple."""
     arrays = tuple(np.asarray(result) for result in results)
     return arrays[0] if len(arrays) == 1 else arrays
+
+
+def check_names(path: Path, expected: Sequence[str], given: Collection[str]) -> None:
+    """Accept tensors for all inputs of a model.
+
+    Raises:
+        InputError: one is missing, or is not an input.
+    """
+    if set(expected) != set(given):
+        raise InputError(f"model {path} takes {', '.join(expected)}, not {', '.join(given) or 'nothing'}")
 
 
 def check_images(path: Path, expected: Sequence[int | None], given: Sequence[int]) -> None:
