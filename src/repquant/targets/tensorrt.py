@@ -151,7 +151,7 @@ _ACTIVATIONS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwis
 _MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Pad")
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool")
 _FUSED = ("BatchNormalization", "Add", *_ACTIVATIONS)
-_FUSED_OR_MOVED = (QUANTIZE, "Concat", *_FUSED, *_MOVING, *_POOLS)
+_FUSED_OR_MOVED = (QUANTIZE, "Cast", "Concat", *_FUSED, *_MOVING, *_POOLS)
 
 
 def find(graph: OnnxGraph) -> list[Finding]:
