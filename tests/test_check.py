@@ -89,7 +89,7 @@ def test_our_old_files_are_refused(export, tmp_path):
     (conv, *_) = (node for node in graph.node if node.op_type == "Conv")
     bias = numpy_helper.to_array(constants[conv.input[2]])
     graph.initializer.extend(
-        [numpy_helper.from_array(np.ones(len(bias), np.int32), "q"), numpy_helper.from_array(bias, "s")]
+        [numpy_helper.from_array(np.ones(len(bias), np.int32), "q"), numpy_helper.from_array(np.abs(bias) + 1, "s")]
     )
     graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["b"], name="old bias", axis=0))
     conv.input[2] = "b"
