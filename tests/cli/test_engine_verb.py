@@ -79,7 +79,8 @@ def test_an_engine_is_evaluated(repquant, headline, fake, photographs, tmp_path)
 def test_ptq_proves_on_tensorrt(repquant, headline, fake, weights, photographs, small_options, tmp_path):
     status, out, err = repquant(
         "ptq", "--weights", weights, *small_options, "--data", photographs, "--target", "tensorrt",
-        "--calibrator", "max", "--calibration-images", 4, "--rounding", "nearest", "--weight-bits", 7, "--runtimes", "pytorch,tensorrt",
+        "--calibrator", "max", "--calibration-images", 4, "--rounding", "nearest", "--weight-bits", 7,
+        "--runtimes", "pytorch,tensorrt",
         "--output", tmp_path / "run",
     )  # fmt: skip
     assert status == 0, err
