@@ -7,12 +7,15 @@ STAMP := .venv/.installed
 
 setup: $(STAMP)
 
-# torch first and by itself: a range that admits a newer release pulls several gigabytes of CUDA packages.
+# torch first and by itself: a range that admits a newer release pulls several gigabytes of CUDA packages. The type stubs
+# of TensorRT ask for packages that only their vendor's index has, so they come without.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[onnxruntime,openvino,train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps tensorrt-stubs
+	$(BIN)/python scripts/patch_tensorrt_stubs.py
 	touch $@
 
 demo: setup

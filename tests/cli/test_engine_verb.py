@@ -8,11 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fake_tensorrt import FakeTensorRT
 from repquant.runtimes import tensorrt as tensorrt_runtime
 from repquant.runtimes.device_memory import TorchMemory
-
-sys.path.append(str(Path(__file__).parent.parent / "runtimes"))
-from fake_tensorrt import FakeTensorRT
 
 
 def save(path, sizes=("n", 3, 8, 8), *, quantized=True, external=False):
