@@ -87,8 +87,8 @@ def page(options: list[str], sections: list[str]) -> str:
     """Return the whole page."""
     head = (
         "# The files for TensorRT in TensorRT\n\n"
-        f"`scripts/verify_on_gpu.sh DATA WEIGHTS {' '.join(options)}`. Parity: the same class as the integer simulation, "
-        "image by image.\n"
+        f"`scripts/verify_on_gpu.sh DATA WEIGHTS {' '.join(options)}`. Parity: the same class as the integer "
+        "simulation, image by image.\n"
     )
     return "\n".join([head, *sections])
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from fake_tensorrt import FakeTensorRT
 from repquant.cli.main import main
 from repquant.runtimes import tensorrt as tensorrt_runtime
 from repquant.runtimes.device_memory import TorchMemory
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests" / "runtimes"))
-from fake_tensorrt import FakeTensorRT
 
 
 @pytest.fixture
@@ -69,11 +68,7 @@ def test_the_shell_script_explains_itself(arguments):
 
 
 def test_the_shell_script_names_what_is_missing():
-    done = subprocess.run(
-        ["bash", ROOT / "scripts" / "verify_on_gpu.sh", "builtin", "builtin"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["bash", ROOT / "scripts" / "verify_on_gpu.sh", "builtin", "builtin"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "nvidia-smi finds no GPU" in done.stderr
