@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from sketch import Sketch
 
 from repquant.targets.finding import SEVERITIES
@@ -68,6 +68,14 @@ def test_unsigned(sketch):
 def test_zero_point(sketch):
     sketch.give(sketch.quantized(sketch.image, "shifted", zero=3), sketch.quantized(sketch.image, "centered"))
     assert {node for rule, node in found(sketch) if rule == "zero-point"} == {"shifted/Q", "shifted/DQ"}
+
+
+def test_a_zero_point_in_a_constant_node(sketch):
+    s = sketch
+    value = numpy_helper.from_array(np.int8(3))
+    s.nodes.append(helper.make_node("Constant", [], ["three"], value=value))
+    s.give(s.node("QuantizeLinear", s.image, s.constant(np.float32(1), "s"), "three", name="q"))
+    assert ("zero-point", "q") in found(s)
 
 
 @pytest.mark.parametrize(

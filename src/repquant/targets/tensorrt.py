@@ -199,7 +199,7 @@ def _grids(graph: OnnxGraph) -> Iterator[Finding]:
             continue
         scales = graph.array(node.input[1])
         assert scales is not None
-        zeros = None if zero_point is None else graph.array(zero_point.name)
+        zeros = None if zero_point is None else graph.array(node.input[2])
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             yield _finding(SCALE_VALUE, node, "its scales are not all positive and finite")
         if zeros is not None and zeros.astype(np.float32).any():
