@@ -88,9 +88,18 @@ def page(options: list[str], sections: list[str]) -> str:
     head = (
         "# The files for TensorRT in TensorRT\n\n"
         f"`scripts/verify_on_gpu.sh DATA WEIGHTS {' '.join(options)}`. Parity: the same class as the integer "
-        "simulation, image by image.\n"
+        f"simulation, image by image. GPU and driver: {gpu()}.\n"
     )
     return "\n".join([head, *sections])
+
+
+def gpu() -> str:
+    """Return the GPU's name and its driver's version, as the driver tells them."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    except FileNotFoundError:
+        return "unknown"
 
 
 def repquant(*arguments: str) -> dict[str, Any]:
