@@ -32,7 +32,7 @@ def test_a_gpu_that_is_not_there(evaluate, weights):
     ("arguments", "message"),
     [
         ((), "the runtime pytorch runs a checkpoint; pass --arch and --weights"),
-        (("--runtimes", "openvino"), "the runtime openvino runs an ONNX file; pass --model"),
+        (("--runtimes", "openvino"), "the runtime openvino runs a file; pass --model"),
         (("--runtimes", "onnxruntime", "--model", "missing.onnx"), "model file missing.onnx does not exist"),
         (("--runtimes", "onnxruntime", "--model", "cut.onnx"), "can't load cut.onnx"),
         (("--runtimes", "openvino", "--model", "cut.onnx"), "can't load cut.onnx"),
