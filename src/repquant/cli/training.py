@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,10 +77,9 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
 
     output = Path(options.output)
     if newest is not None:
+        newest = restore(trainer, newest, ranks)
         if ranks.is_main:
             _tell_resumed(newest, recipe, ranks)
-        if newest.checkpoint is not None:
-            trainer.restore(newest.checkpoint, newest.path)
     if not ranks.is_main:
         trainer.fit(
             output, lambda _: None, lambda _: None, checkpoint_steps=options.checkpoint_steps, keep=options.keep
@@ -106,6 +106,24 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
         finally:
             if board is not None:
                 board.close()
+
+
+def restore(trainer: Trainer, newest: Newest, ranks: Ranks) -> Newest:
+    """Go on from the newest checkpoint that fits, and return it. Collective.
+
+    Raises:
+        InputError: there are checkpoints, and none of them can be used.
+    """
+    from repquant.train.checkpoint import UnfitCheckpointError
+
+    while newest.checkpoint is not None:
+        try:
+            trainer.restore(newest.checkpoint, newest.path)
+        except UnfitCheckpointError as error:
+            newest = ranks.from_main(partial(newest.before, str(error)))
+        else:
+            break
+    return newest
 
 
 def epoch_line(report: EpochReport, epochs: int) -> str:

@@ -84,8 +84,8 @@ def decode(content: bytes, name: str, choose_crop: ChooseCrop | None = None) -> 
             the pixels differ a little from those of a crop at full resolution.
 
     Raises:
-        UnreadableImageError: the file is truncated, of none of `FORMATS`, so large that Pillow takes it for a decompression
-            bomb, or has more than 8 bits a channel.
+        UnreadableImageError: the file is truncated, of none of `FORMATS`, so large that Pillow takes it for a
+            decompression bomb, or has more than 8 bits a channel.
     """
     try:
         with warnings.catch_warnings():

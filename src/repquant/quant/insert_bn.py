@@ -18,10 +18,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from repquant.atomic import replace_file
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.models.blocks import DeployBlock
 from repquant.models.network import RepVGG
 from repquant.numerics.moments import Moments
+from repquant.regular_files import require_regular
 
 Averaging = Literal["exact", "ema"]
 AVERAGINGS: tuple[Averaging, ...] = get_args(Averaging)
@@ -149,11 +150,14 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
         InputError: the file can't be read, is no model with inserted normalizations, or is of another checkpoint.
     """
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dictionary
     except Exception as error:  # a damaged file can make the parser raise anything
-        raise InputError(f"can't read {path}: {error}; give a file that `repquant insert-bn` wrote") from error
+        raise InputError(
+            f"can't read {path}: {shortened(str(error))}; give a file that `repquant insert-bn` wrote"
+        ) from error
     if metadata.get("form") != _FORM:
         raise InputError(f"{path} holds no inserted batch normalizations; make it with `repquant insert-bn`")
     found = metadata.get("arch"), metadata.get("num_classes")
@@ -167,7 +171,7 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
     try:
         inserted.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path} is damaged: {error}; make it with `repquant insert-bn`") from error
+        raise InputError(f"{path} is damaged: {shortened(str(error))}; make it with `repquant insert-bn`") from error
     for name, conv in deploy_convolutions(model).items():
         layer = inserted.get_submodule(name)
         assert isinstance(layer, NormalizedConv2d)

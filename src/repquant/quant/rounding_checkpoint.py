@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from repquant.atomic import replace_file
 from repquant.errors import InputError
 from repquant.quant.fake_quant import FakeQuantize, QuantizedLayer
+from repquant.regular_files import require_regular
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def load_layers(path: Path, fingerprint: Mapping[str, str]) -> dict[str, Learned
         InputError: the file is damaged, or its hashes are not those of `fingerprint`.
     """
     try:
+        require_regular(path)
         with safetensors.safe_open(path, framework="pt") as file:
             started_with = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
