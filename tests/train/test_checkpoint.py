@@ -258,6 +258,7 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path, recipe):
 
 def test_a_folder_with_a_run_needs_resume(tmp_path, recipe):
     open_run(tmp_path, recipe(), resume=False)
+    checkpoint(4).save(tmp_path, keep=1)
     with pytest.raises(InputError, match="is not empty; pass --resume to go on with the run in it"):
         open_run(tmp_path, recipe(), resume=False)
     open_run(tmp_path, recipe(), resume=True)
@@ -274,8 +275,16 @@ def test_resume_begins_a_run_that_was_killed_while_it_wrote_the_recipe(tmp_path,
     assert names(tmp_path) == ["recipe.yaml"]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_a_new_folder(tmp_path, recipe, resume):
+    open_run(tmp_path, recipe(epochs=3), resume=False)
+    open_run(tmp_path, recipe(epochs=4), resume=resume)
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["epochs"] == 4
+
+
 def test_another_recipe_is_refused_and_the_differences_named(tmp_path, recipe):
     open_run(tmp_path, recipe(arch="RepVGG-A0", epochs=3), resume=False)
+    checkpoint(4).save(tmp_path, keep=1)
     with pytest.raises(
         InputError, match=r"another recipe: arch was RepVGG-A0 and is RepVGG-A1 now; epochs was 3 and is 4 now\. Resume"
     ):
@@ -284,6 +293,7 @@ def test_another_recipe_is_refused_and_the_differences_named(tmp_path, recipe):
 
 def test_a_setting_that_an_older_version_did_not_know_is_a_difference(tmp_path, recipe):
     open_run(tmp_path, recipe(), resume=False)
+    checkpoint(4).save(tmp_path, keep=1)
     file = tmp_path / "recipe.yaml"
     file.write_text(file.read_text().replace("momentum: 0.9\n", ""))
     with pytest.raises(InputError, match=r"momentum was None and is 0\.9 now"):
@@ -293,6 +303,7 @@ def test_a_setting_that_an_older_version_did_not_know_is_a_difference(tmp_path, 
 @pytest.mark.parametrize(("content", "message"), [("a: [", "can't read .*recipe.yaml"), ("5", "is not the recipe")])
 def test_a_damaged_recipe_is_refused(tmp_path, recipe, content, message):
     (tmp_path / "recipe.yaml").write_text(content)
+    checkpoint(4).save(tmp_path, keep=1)
     with pytest.raises(InputError, match=message):
         open_run(tmp_path, recipe(), resume=True)
 

@@ -216,8 +216,12 @@ def test_a_run_goes_on_from_the_best_where_the_last_ones_are_damaged(recipe, tra
     [
         ({"optimizer": {}}, "is not of this training"),
         ({"optimizer": {"state": {99: {}}, "param_groups": []}}, "the moments of the optimizer are not of these"),
-        ({"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}}, "do not have the shape of parameter 0"),
-        ({"optimizer": {"state": {0: 5}}}, "is not of this training"),
+        (
+            {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": []}},
+            "do not have the shape of parameter 0",
+        ),
+        ({"optimizer": {"state": {0: 5}, "param_groups": []}}, "is not of this training"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "the parameter groups of the optimizer are others"),
         ({"model": {}}, "is not of this training"),
         ({"model": {"head.weight": torch.ones(1)}}, "is not of this training"),
         ({"history": "many epochs"}, "it is at step 4000, and the training has 12"),

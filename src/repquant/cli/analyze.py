@@ -9,7 +9,6 @@ analysis.json, analysis.md and figures.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 
 from repquant.cli.console import finish, progress, say, show, show_configuration
@@ -51,6 +50,7 @@ def run(options: Options) -> None:
         transform,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.quantizing import calibrate, quantize
     from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
@@ -75,7 +75,7 @@ def run(options: Options) -> None:
         raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
     target, kept = open_target(options), kept_names(options)
     method = open_method(options, target)
-    output = Path(options.output)
+    output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
         model = load_deploy_network(options)

@@ -35,10 +35,11 @@ class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, Mo
 def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
-    from repquant.cli.inputs import load_deploy_network, output_file, transform
+    from repquant.cli.inputs import load_deploy_network, transform
+    from repquant.cli.outputs import output_file
     from repquant.export.onnx import export_onnx
 
-    output = output_file(options.output, options.overwrite, (".onnx",))
+    output = output_file(options, (".onnx",))
     _check(options)
     transform(options)  # refuses sizes that are none, also where no image is read
     model = load_deploy_network(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -268,24 +267,6 @@ def saturation_notes(target: Target, runtimes: Sequence[str]) -> tuple[str, ...]
         f"this CPU has no VNNI: {' and '.join(affected)} may saturate with 8-bit weights here; such rows are not what "
         "the model gives on hardware that accumulates in 32 bits",
     )
-
-
-def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:
-    """Return the path of a file to write, looked at before any work is done for it.
-
-    Raises:
-        InputError: another suffix, a file that exists and may not be replaced, or a folder that can't be written.
-    """
-    path = Path(output)
-    if path.suffix not in suffixes:
-        raise InputError(f"output {path} does not end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder; give a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"output {path} exists; choose another file or pass --overwrite to replace it")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise InputError(f"can't write to {path.parent}; choose a folder that exists and is writable")
-    return path
 
 
 def kept_names(options: TargetOptions) -> tuple[str, ...]:

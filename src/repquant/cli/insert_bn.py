@@ -41,7 +41,8 @@ def run(options: Options) -> None:
 def _insert_bn(options: Options, ranks: Ranks) -> None:
     import torch
 
-    from repquant.cli.inputs import load_deploy_network, output_file, training_loader
+    from repquant.cli.inputs import load_deploy_network, training_loader
+    from repquant.cli.outputs import output_file
     from repquant.quant.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
 
     if ranks.is_main:
@@ -51,7 +52,7 @@ def _insert_bn(options: Options, ranks: Ranks) -> None:
             "--averaging ema weighs a batch by those that follow it, which several processes do not have; pass "
             "--averaging exact, or start one process"
         )
-    output = output_file(options.output, options.overwrite, (".safetensors",))
+    output = output_file(options, (".safetensors",))
     model = load_deploy_network(options)
     loader = training_loader(options, options.images, options.seed, ranks)
     images = sum(ranks.gather(loader.images))

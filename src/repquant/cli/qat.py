@@ -14,6 +14,7 @@ goes on with a run.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,11 +66,11 @@ def run(options: Options) -> None:
         from repquant.train.distributed import started_by_torchrun
 
         # The main process calibrates for all.
-        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device):
-            _qat(options, ranks, device)
+        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device), ExitStack() as until_the_end:
+            _qat(options, ranks, device, until_the_end)
 
 
-def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
+def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: ExitStack) -> None:
     from time import perf_counter
 
     from repquant.bench.environment import environment
@@ -85,8 +86,9 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
-    from repquant.cli.training import open_images, train
+    from repquant.cli.training import begin, open_images, train
     from repquant.models.checkpoints import save_model
     from repquant.models.network import RepVGG
     from repquant.models.reparam import reparameterize
@@ -97,10 +99,11 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     from repquant.quant.qat_task import QatTask
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
     from repquant.runtimes.available import ENGINES, require
-    from repquant.train.checkpoint import newest_checkpoint, open_run
+    from repquant.train.checkpoint import newest_checkpoint
     from repquant.train.loop import Trainer
 
     config = show_configuration("qat", options) if ranks.is_main else {}
+    output = output_folder(options)
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
@@ -118,8 +121,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     settings = settings.with_learning_rate(settings.epochs * training.steps)
     evaluation = open_loader(options, "val", options.num_classes)
     calibration = open_calibration(options, options, options.data, options.rounding_images, settings.held_back_images)
-    output = Path(options.output)
-    ranks.from_main(lambda: open_run(output, settings, resume=options.resume))
+    begin(options, settings, ranks, until_the_end)
     newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
 
     started = perf_counter()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show, show_configuration
@@ -62,6 +61,7 @@ def run(options: Options) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
     from repquant.models.shortcut import count_identities
     from repquant.quant.search import methods, search
@@ -82,7 +82,7 @@ def run(options: Options) -> None:
         )
     target, kept = open_target(options), kept_names(options)
     check_runtimes(target, runtimes)
-    output = Path(options.output)
+    output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         model = load_deploy_network(options)

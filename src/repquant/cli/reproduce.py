@@ -82,6 +82,7 @@ def run(options: Options) -> None:
     """Run the verb."""
     config = show_configuration("reproduce", options)
     from repquant.atomic import replace_file
+    from repquant.cli.outputs import output_folder
     from repquant.report.comparison import comparison_markdown, comparison_rows, comparison_table
     from repquant.report.record import read_record
 
@@ -95,7 +96,7 @@ def run(options: Options) -> None:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise InputError(f"--seeds {options.seeds} was given; allowed are integers, with commas") from error
-    output = Path(options.output)
+    output = output_folder(options)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,10 @@ def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[Trai
         raise InputError(f"--keep {options.keep} was given; allowed is at least 1")
     if options.tensorboard:
         require_tensorboard()
+    if recipe.mixes_batches:
+        from repquant.train.batch_augment import require_kornia
+
+        require_kornia()
     training, validation = open_split(options.data, "train"), None
     if recipe.held_back_images:
         training, validation = hold_back(training, recipe.held_back_images)
@@ -58,6 +63,22 @@ def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[Trai
         training = take(training, recipe.training_images)
     loading = (recipe, options.workers, options.skip_unreadable, ranks)
     return TrainingSet(training, *loading), validation_loader(validation or open_split(options.data, "val"), *loading)
+
+
+def begin(options: RunOptions, recipe: Recipe, ranks: Ranks, until_the_end: ExitStack) -> None:
+    """Open the folder of the run, and keep others out of it until the end. Collective.
+
+    Raises:
+        InputError: see `sole_user` and `open_run`.
+    """
+    from repquant.locks import sole_user
+    from repquant.train.checkpoint import open_run
+
+    def enter() -> None:
+        until_the_end.enter_context(sole_user(Path(options.output)))
+        open_run(Path(options.output), recipe, resume=options.resume)
+
+    ranks.from_main(enter)
 
 
 def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, newest: Newest | None) -> None:

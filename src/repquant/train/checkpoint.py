@@ -16,7 +16,9 @@ from torch import Tensor
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError
+from repquant.locks import is_lock
 from repquant.models.torch_file import load_torch_file
+from repquant.regular_files import read_regular
 from repquant.train.meters import SUMS
 from repquant.train.recipe import Recipe
 from repquant.train.reports import EpochReport
@@ -26,6 +28,7 @@ BEST = "best.pth"
 
 _REPORTED = [field.name for field in fields(EpochReport)]
 _RECIPE = "recipe.yaml"
+_MOST_RECIPE_BYTES = 2**16
 _CHECKPOINTS = "checkpoint-*.pth"
 _WRITTEN = (_RECIPE, _CHECKPOINTS, BEST, "model.safetensors", "result.json", "*.onnx")
 """Names of all files that are written into the folder of a run; each first under a hidden name."""
@@ -150,19 +153,21 @@ def is_disk_full(error: BaseException | None) -> bool:
 def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """Make the folder of a new run, or check that the run in it was started with the same recipe.
 
-    With `resume`, a folder that is not there yet or is empty is made too: the run may have been killed that early.
+    A folder is new that is not there, is empty, or holds no more than the recipe of a run that ended before its first
+    checkpoint: it was killed, or found something wrong. With `resume`, too.
 
     Raises:
-        InputError: the folder is not empty and `resume` is false, holds something else than a run, has another recipe,
+        InputError: the folder is not new and `resume` is false, holds something else than a run, has another recipe,
             or can't be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file; give a folder")
-    if resume:
-        for pattern in _WRITTEN:
-            for leftover in folder.glob(f".{pattern}.*"):  # from a process that was killed while it wrote
-                leftover.unlink()
-    if folder.exists() and any(folder.iterdir()):
+    held = [] if not folder.exists() else [path for path in folder.iterdir() if not is_lock(path)]
+    for path in held:
+        if _is_leftover(path):
+            path.unlink()
+    held = [path for path in held if not _is_leftover(path)]
+    if [path.name for path in held] not in ([], [_RECIPE]):
         if not resume:
             raise InputError(
                 f"output folder {folder} is not empty; pass --resume to go on with the run in it, or choose another one"
@@ -175,6 +180,11 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
         raise InputError(f"can't make the output folder {folder}: {error.strerror}") from error
     with replace_file(folder / _RECIPE) as temporary:
         temporary.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False), encoding="utf-8")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a process was killed while it wrote this file of a run."""
+    return any(path.match(f".{pattern}.*") for pattern in _WRITTEN)
 
 
 def newest_checkpoint(folder: Path) -> Newest:
@@ -207,10 +217,10 @@ def _first_good(paths: Sequence[Path], damaged: tuple[str, ...], folder: Path) -
 def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
     path = folder / _RECIPE
     try:
-        started_with = yaml.safe_load(path.read_text(encoding="utf-8"))
+        started_with = yaml.safe_load(read_regular(path, _MOST_RECIPE_BYTES))
     except FileNotFoundError:
         raise InputError(f"output folder {folder} holds no run to resume: there is no {_RECIPE}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"can't read {path}: {_first_line(error)}") from error
     if not isinstance(started_with, dict):
         raise InputError(f"{path} is not the recipe of a run")

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, ClassVar
 
 from repquant.errors import InputError
+from repquant.train.randaugment import parse_randaugment
 from repquant.train.schedule import parse_sizes, size_at
 
 AUGMENTATIONS = ("random-resized-crop", "padded-crop", "center-crop")
@@ -88,6 +89,8 @@ class Recipe:
             self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
         for name in ("reference_batch", "held_back_images", "training_images", "freeze_stages"):
             self._require(getattr(self, name) >= 0, name, "0 or a positive number")
+        if self.randaugment:
+            parse_randaugment(self.randaugment)
         if self.size_schedule:
             begins = [epoch for epoch, _ in parse_sizes(self.size_schedule)]
             self._require(begins[-1] < self.epochs, "size_schedule", f"epochs from 0 to {self.epochs - 1}")

@@ -112,7 +112,8 @@ class Stepper:
         optimizer: dict[str, Any],
         scaler: dict[str, Any],
     ) -> None:
-        """Take over the state of another one with the same recipe; hyperparameters stay those of the recipe.
+        """Take over the state of another one with the same recipe; hyperparameters stay those of the recipe, but
+        for the rates of groups, which may follow from where a training began.
 
         Raises:
             ValueError: the state is of another network or optimizer. Some of it may have been taken over.
@@ -123,9 +124,9 @@ class Stepper:
                 if average is None:
                     raise ValueError("the average of the weights is missing")
                 self._average.load_state_dict(average)
-            moments = optimizer["state"]
-            _require_fit(moments, self.optimizer)
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+            _require_fit(optimizer["state"], self.optimizer)
+            groups = _with_rates(self.optimizer.state_dict()["param_groups"], optimizer["param_groups"])
+            self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
             self._scaler.load_state_dict(scaler)
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # what torch raises on a state of another
             raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
@@ -160,3 +161,11 @@ def _require_fit(moments: Any, optimizer: Optimizer) -> None:
         shapes = (parameters[number].shape, torch.Size(()))
         if not all(value is None or (isinstance(value, Tensor) and value.shape in shapes) for value in moment.values()):
             raise ValueError(f"moments of the optimizer do not have the shape of parameter {number}")
+
+
+def _with_rates(own: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the optimizer's own groups, with the factors on the learning rate that a checkpoint has for them."""
+    rates = [group.get("lr_scale", 1.0) for group in theirs]
+    if len(rates) != len(own) or not all(isinstance(rate, float) and 0 <= rate < float("inf") for rate in rates):
+        raise ValueError("the parameter groups of the optimizer are others")
+    return [group | ({"lr_scale": rate} if "lr_scale" in group else {}) for group, rate in zip(own, rates, strict=True)]
