@@ -1,5 +1,6 @@
 """Files and folders that exist whole or not at all."""
 
+import errno
 import os
 import re
 import shutil
@@ -16,8 +17,10 @@ from typing import NoReturn
 
 from repquant.errors import InputError
 from repquant.locks import abandoned, hold, release
+from repquant.signals import end_with
 
 _RETIRED = ".old"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -35,10 +38,11 @@ def replace_file(path: Path) -> Iterator[Path]:
         _remove_files(path)
         temporary, handle = _make_held(path.parent, partial(_make_file, path))
         try:
-            yield temporary
-            _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+            with _naming(path):
+                yield temporary
+                _sync(temporary)
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
             release(handle)
@@ -71,7 +75,8 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
         staging, handle = _make_held(ancestor, partial(_make_folder, path, ancestor))
         retired = _retired(staging)
         try:
-            yield staging
+            with _naming(path):
+                yield staging
             staging.chmod(0o777 & ~_umask())
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not overwrite and any(path.iterdir()):
@@ -85,6 +90,17 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
             for leftover in (staging, retired):
                 shutil.rmtree(leftover, ignore_errors=True)
             release(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add what is being written to an error that names no file: a disk that is full, for one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _NO_ROOM:
+            error.filename = str(path)
+        raise
 
 
 def _real(path: Path) -> Path:
@@ -168,7 +184,7 @@ def _sigterm_raises() -> Iterator[None]:
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
-        raise SystemExit(128 + number)
+        end_with(SystemExit(128 + number))
 
     signal.signal(signal.SIGTERM, end)
     try:

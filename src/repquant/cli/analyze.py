@@ -22,6 +22,7 @@ from repquant.cli.options import (
     option,
 )
 from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,9 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
     calibrator: str = option("max, percentile, mse or entropy", "mse")
     equalization: str = option("scale channels before rounding: none, noise or ranges", "none")
     rounding: str = option("nearest (and biases corrected), feedback or learned", "nearest")
-    analysis_images: int = option("images of the calibration split, other ones where it has enough, to compare on", 256)
+    analysis_images: int = option(
+        "images of the calibration split, other ones where it has enough, to compare on", 256, POSITIVE_COUNT
+    )
 
 
 def run(options: Options) -> None:

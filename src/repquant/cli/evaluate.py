@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from repquant.cli.console import finish, progress, say, show_configuration
 from repquant.cli.options import DataOptions, ModelOptions, option, split_names
 from repquant.errors import InputError
+from repquant.option_ranges import CLASSES
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ class Options(DataOptions):
     model: str = option("ONNX file, for onnxruntime and openvino", "")
     arch: str = option("architecture of the checkpoint, for pytorch", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
-    num_classes: int = option("number of classes of the model", 1000)
+    num_classes: int = option("number of classes of the model", 1000, CLASSES)
     split: str = option("val or train", "val")
     device: str = option("where pytorch runs: cpu or cuda", "cpu")
 

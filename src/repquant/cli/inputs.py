@@ -115,18 +115,13 @@ def open_calibration(
     where there are fewer than its default number.
 
     Raises:
-        InputError: a number of images or a percentile out of its range, more images for rounding than for ranges, or
-            data that can't be opened.
+        InputError: more images for rounding than for ranges, or data that can't be opened.
     """
     from repquant.data.calibration import select
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
     from repquant.train.held_back import hold_back
 
-    if not 0 < options.percentile <= 100:
-        raise InputError(f"percentile {options.percentile} was given; allowed are values above 0 and up to 100")
-    if rounding_images < 0:
-        raise InputError(f"--rounding-images {rounding_images} is negative; 0 rounds to the nearest")
     if rounding_images > options.calibration_images and rounding_images != MethodOptions.rounding_images:
         raise InputError(
             f"--rounding-images {rounding_images} was given, and weights are rounded for calibration images, of which "

@@ -23,6 +23,7 @@ from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import CalibrationOptions, ModelOptions, TargetOptions, option, split_names
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
+from repquant.option_ranges import COUNT
 from repquant.quant.qat_recipe import QatRecipe
 from repquant.train.stopping import stoppable
 
@@ -45,7 +46,7 @@ class Settings(QatRecipe, CalibrationOptions, TargetOptions, ModelOptions):
     identity: str = option("where identity branches go: fused (in the kernel) or residual (an addition)", "fused")
     weight_ranges: str = option("of the start: max, or mse (searched for, the diagonal is never clipped)", "max")
     rounding: str = option("of the start: feedback (for the inputs that a layer meets) or nearest", "feedback")
-    rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256)
+    rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256, COUNT)
     calibrator: str = option("of the ranges that training starts from: max, percentile, mse or entropy", "mse")
     inserted_bn: str = option("file of `repquant insert-bn`, for --method inserted-bn; default: measured here", "")
 

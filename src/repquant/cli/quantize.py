@@ -21,7 +21,7 @@ from repquant.cli.options import (
     option,
     split_names,
 )
-from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT, Numbers
 
 if TYPE_CHECKING:
     from repquant.report.rows import Row
@@ -31,10 +31,16 @@ if TYPE_CHECKING:
 class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
     """Options of `repquant quantize`."""
 
-    max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1)
-    minutes: float = option("time to search in; the attempt under way is finished, and the best so far is proved", 10.0)
-    rounding_images: int = option("calibration images that weights are rounded for", 256)
-    held_back_images: int = option("images of the calibration split, other ones, to judge attempts on", 512)
+    max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1, Numbers(0, 100))
+    minutes: float = option(
+        "time to search in; the attempt under way is finished, and the best so far is proved",
+        10.0,
+        Numbers(0, 10**6, above=True),
+    )
+    rounding_images: int = option("calibration images that weights are rounded for", 256, POSITIVE_COUNT)
+    held_back_images: int = option(
+        "images of the calibration split, other ones, to judge attempts on", 512, POSITIVE_COUNT
+    )
     runtimes: str = option(
         "what proves the result: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
         "pytorch,onnxruntime,openvino",
@@ -69,17 +75,9 @@ def run(options: Options) -> None:
     from repquant.report.tables import trail_table
     from repquant.runtimes.available import ENGINES, require
 
-    if options.max_drop < 0:
-        raise InputError(f"--max-drop {options.max_drop} is negative; 0 accepts only the same top-1 everywhere")
-    if options.minutes <= 0:
-        raise InputError(f"--minutes {options.minutes} is not positive; give the time that the search may take")
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
     for name in runtimes:
         require(name)
-    if options.rounding_images < 1:
-        raise InputError(
-            f"--rounding-images {options.rounding_images} was given; the methods that are tried need images"
-        )
     target, kept = open_target(options), kept_names(options)
     check_runtimes(target, runtimes)
     output = output_folder(options)

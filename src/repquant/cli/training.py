@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from repquant.cli.console import progress, say
 from repquant.cli.options import DataOptions, option
+from repquant.option_ranges import COUNT, Numbers
 
 if TYPE_CHECKING:
     from repquant.data.loading import Loader
@@ -28,8 +29,10 @@ class RunOptions(DataOptions):
     output: str = option("folder of the run")
     resume: bool = option("go on from the newest good checkpoint in the output folder", False)
     device: str = option("where to train: cpu or cuda", "cpu")
-    checkpoint_steps: int = option("steps between checkpoints within an epoch; 0 for one after each epoch alone", 0)
-    keep: int = option("checkpoints that are kept, besides the best", 2)
+    checkpoint_steps: int = option(
+        "steps between checkpoints within an epoch; 0 for one after each epoch alone", 0, COUNT
+    )
+    keep: int = option("checkpoints that are kept, besides the best", 2, Numbers(1, 10**4))
     tensorboard: bool = option("write loss, learning rate and accuracy to OUTPUT/tensorboard", False)
 
 
@@ -37,19 +40,14 @@ def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[Trai
     """Open this rank's parts of the training and of the validation images.
 
     Raises:
-        InputError: see `TrainingSet` and `validation_loader`; a number of checkpoints is out of its range, or
-            TensorBoard is asked for and not installed.
+        InputError: see `TrainingSet` and `validation_loader`; TensorBoard or kornia is needed and not
+            installed.
     """
     from repquant.data.datasets import open_split
-    from repquant.errors import InputError
     from repquant.train.board import require_tensorboard
     from repquant.train.held_back import hold_back, take
     from repquant.train.sampling import TrainingSet, validation_loader
 
-    if options.checkpoint_steps < 0:
-        raise InputError(f"--checkpoint-steps {options.checkpoint_steps} was given; allowed is 0 or a positive number")
-    if options.keep < 1:
-        raise InputError(f"--keep {options.keep} was given; allowed is at least 1")
     if options.tensorboard:
         require_tensorboard()
     if recipe.mixes_batches:
@@ -158,11 +156,14 @@ def epoch_line(report: EpochReport, epochs: int) -> str:
 
 def summary(history: list[EpochReport], output: Path) -> str:
     """Say what a training gave."""
+    from repquant.train.checkpoint import BEST
+
     best = max(history, key=lambda report: report.val_top1)  # the first of equals, as best.pth
     minutes = sum(report.train_seconds for report in history) / 60
+    where = f" ({output / BEST})" if (output / BEST).is_file() else ""  # there is none where the disk was full
     return (
         f"{len(history)} epochs in {minutes:.1f} minutes of training: top-1 {history[-1].val_top1:.2f} % at the end, "
-        f"{best.val_top1:.2f} % after epoch {best.epoch} ({output / 'best.pth'})"
+        f"{best.val_top1:.2f} % after epoch {best.epoch}{where}"
     )
 
 

@@ -14,6 +14,7 @@ from repquant.errors import InputError, shortened
 from repquant.models.dialects import detect, detect_form, dialect_for, from_native, to_dialect
 from repquant.models.mismatch import differences, explain
 from repquant.models.network import RepVGG, build
+from repquant.models.safetensors_bytes import serialized
 from repquant.models.torch_file import load_torch_file
 from repquant.models.torch_pickle import CodeError
 from repquant.models.zoo import get_spec
@@ -100,7 +101,7 @@ def save_model(model: RepVGG, path: Path | str, dialect: str = "official") -> No
             "num_classes": str(model.num_classes),
             "form": model.form,
         }
-        content = safetensors.torch.save(tensors, metadata)
+        content = serialized(tensors, metadata)
     elif path.suffix == ".pth":
         buffer = io.BytesIO()
         torch.save(tensors, buffer)

@@ -12,7 +12,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from repquant.atomic import replace_file
 from repquant.errors import InputError, shortened
 from repquant.models.blocks import DeployBlock
 from repquant.models.network import RepVGG
+from repquant.models.safetensors_bytes import serialized
 from repquant.numerics.moments import Moments
 from repquant.regular_files import require_regular
 
@@ -136,7 +136,7 @@ def save_inserted_bn(model: RepVGG, path: Path) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"arch": model.spec.name, "num_classes": str(model.num_classes), "form": _FORM}
     with replace_file(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        temporary.write_bytes(serialized(tensors, metadata))
 
 
 def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError
+from repquant.models.safetensors_bytes import serialized
 from repquant.quant.fake_quant import FakeQuantize, QuantizedLayer
 from repquant.regular_files import require_regular
 
@@ -114,7 +114,7 @@ def _save(path: Path, fingerprint: Mapping[str, str], layers: Mapping[str, Learn
     parts = [(f"{name}/{part}", x) for name, layer in layers.items() for part, x in vars(layer).items()]
     tensors = {key: x.contiguous() for key, x in parts if x is not None}
     with replace_file(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {**fingerprint, "results": _digest(tensors)})
+        temporary.write_bytes(serialized(tensors, {**fingerprint, "results": _digest(tensors)}))
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
