@@ -1,20 +1,21 @@
-"""`python -m repquant`, the form that torchrun needs, and `repquant`."""
+"""`python -m repquant`, the form that torchrun needs, and `repquant`. A Ctrl-C while all is being imported is expected."""
 
 import sys
 
-from repquant import signals
-
 
 def main() -> int:
-    """Run the command line; a Ctrl-C while it is still being imported is no traceback either."""
-    signals.listen()
+    """Run the command line and return its exit status."""
     try:
-        from repquant.cli.main import main as run
+        from repquant import signals
 
-        return run()
-    except (Exception, KeyboardInterrupt):
-        if not isinstance(signals.asked(), KeyboardInterrupt):
-            raise
+        signals.listen()
+        try:
+            from repquant.cli.main import main as run
+
+            return run()
+        except Exception as error:
+            raise signals.asked() or error from None
+    except KeyboardInterrupt:
         print("repquant: interrupted", file=sys.stderr)
         return 1
 

@@ -57,7 +57,7 @@ def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
     engines = _open_engines(options, ranks, device)
     loader = open_loader(options, "train" if options.split == "train" else "val", options.num_classes, ranks)
     with progress("evaluate", loader.images, shown=ranks.is_main) as advance:
-        part = evaluate(engines, loader, on_images=advance)
+        part = evaluate(engines, loader, num_classes=options.num_classes, on_images=advance)
     evaluation = Evaluation.concatenate(ranks.gather(part))
     skipped = sum(ranks.gather(len(loader.skipped)))
     if not ranks.is_main:

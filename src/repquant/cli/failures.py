@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from repquant import __version__
-from repquant.errors import InputError, shortened
+from repquant.errors import InputError, shortened, visible
 from repquant.train.stopping import StoppedError
 
 EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_STOPPED = 0, 1, 2, os.EX_TEMPFAIL
@@ -24,7 +24,7 @@ def explain(error: BaseException, verb: str, arguments: Sequence[str]) -> int:
         arguments: what the person gave, for a report.
     """
     status, sentence = _sentence(error, arguments)
-    print(f"{f'repquant {verb}'.strip()}: {sentence}", file=sys.stderr)
+    print(visible(f"{f'repquant {verb}'.strip()}: {sentence}"), file=sys.stderr)
     return status
 
 

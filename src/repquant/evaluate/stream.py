@@ -52,6 +52,7 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     compare: Sequence[Pair] = (),
+    num_classes: int | None = None,
     chunk_images: int = 256,
     on_images: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -66,11 +67,12 @@ def evaluate(
         batches: images and, in all batches or in none, labels.
         compare: pairs (runtime, reference) of names, for example ("entropy/pytorch", "float") for the cost of
             quantization and ("entropy/onnxruntime", "entropy/pytorch") for parity.
+        num_classes: logits an image that every runtime has to give; None for any number.
         chunk_images: images that are held in memory, at least.
         on_images: called with the number of images that all runtimes have finished since its last call.
 
     Raises:
-        InputError: there are no images, or a label that a runtime has no class for.
+        InputError: there are no images, a label that a runtime has no class for, or another number of logits.
         FloatingPointError: a runtime returned NaN or infinite logits.
         ValueError: a pair names no runtime, or the logits of a pair differ in their number of classes.
     """
@@ -90,7 +92,7 @@ def evaluate(
             start = perf_counter()
             outputs = [runtime(batch) for batch in images]
             seconds[name] += perf_counter() - start
-            logits[name] = _checked(name, np.concatenate(outputs), labels)
+            logits[name] = _checked(name, np.concatenate(outputs), labels, num_classes)
             predictions[name].append(Predictions.of(logits[name], labels))
         for pair in compare:
             differences[pair].append(_difference(pair, logits))
@@ -124,11 +126,18 @@ def _labels(chunk: list[Batch]) -> NDArray[np.int64] | None:
     return np.concatenate(labels) if labels else None
 
 
-def _checked(name: str, logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> NDArray[np.float32]:
+def _checked(
+    name: str, logits: NDArray[np.float32], labels: NDArray[np.int64] | None, num_classes: int | None
+) -> NDArray[np.float32]:
+    classes = logits.shape[1]
+    if num_classes is not None and classes != num_classes:
+        raise InputError(
+            f"runtime {name} gives {classes} logits an image, and the model is to have {num_classes} classes; is it a "
+            f"classifier? If it is, pass --num-classes {classes}"
+        )
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
         raise FloatingPointError(f"runtime {name} returned NaN or infinite logits for {broken} of {len(logits)} images")
-    classes = logits.shape[1]
     if labels is not None and labels.max() >= classes:
         raise InputError(
             f"runtime {name} has {classes} classes, but the images have labels up to {labels.max()}; "

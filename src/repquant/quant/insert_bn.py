@@ -65,8 +65,10 @@ def measure_outputs(
         on_batch: called with the number of images after each batch.
 
     Raises:
-        InputError: no images, or an unknown averaging.
+        InputError: no images, an unknown averaging, or a momentum out of its range.
     """
+    if not 0 < momentum <= 1:
+        raise InputError(f"momentum {momentum} was given; allowed is more than 0 and at most 1")
     if averaging not in AVERAGINGS:
         raise InputError(f"averaging {averaging!r} was given; allowed are {', '.join(AVERAGINGS)}")
     convolutions = deploy_convolutions(model)
@@ -111,13 +113,18 @@ def insert_bn(model: RepVGG, moments: Mapping[str, Moments]) -> RepVGG:
         moments: of each block's convolution output in front of its bias, see `measure_outputs`.
 
     Raises:
-        InputError: moments of another architecture.
+        InputError: moments of another architecture, or ones that are no numbers.
     """
     convolutions = deploy_convolutions(model)
     if moments.keys() != convolutions.keys() or any(
         len(moments[name].mean) != conv.out_channels for name, conv in convolutions.items()
     ):
         raise InputError(f"the statistics are not those of a {model.spec.name}: layers or channels differ")
+    broken = [name for name, found in moments.items() if not _are_statistics(found)]
+    if broken:
+        raise InputError(
+            f"the statistics of {broken[0]} are no numbers, or negative; check the images' mean and standard deviation"
+        )
     memo: dict[int, Any] = {
         id(conv): _normalized(conv, moments[name].mean, moments[name].variance) for name, conv in convolutions.items()
     }
@@ -186,6 +193,11 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
 def deploy_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     """Return the convolution of each block of a deploy model, by its name."""
     return {f"{name}.conv": block.conv for name, block in model.named_modules() if isinstance(block, DeployBlock)}
+
+
+def _are_statistics(moments: Moments) -> bool:
+    finite = moments.mean.float().isfinite().all() and moments.variance.float().isfinite().all()
+    return bool(finite) and bool((moments.variance >= 0).all())
 
 
 def _normalized(conv: nn.Conv2d, mean: Tensor, variance: Tensor) -> NormalizedConv2d:

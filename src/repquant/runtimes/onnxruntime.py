@@ -6,7 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repquant.runtimes.integer_relu import load_equal_graph, quantize_before_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
+from repquant.runtimes.model_file import (
+    cannot_load,
+    cannot_run,
+    check_images,
+    check_interface,
+    check_logits,
+    check_type,
+    require_file,
+)
 
 _ERRORS_ONLY = 3
 
@@ -46,6 +54,7 @@ class OnnxRuntime:
             raise cannot_load(path, "ONNX Runtime", error) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_interface(path, len(inputs), len(outputs))
+        check_type(path, inputs[0].type, "tensor(float)")
         self._input = inputs[0].name
         # A size that is not fixed has a string for a name, or None.
         self._shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
@@ -53,5 +62,8 @@ class OnnxRuntime:
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalized images (N, 3, H, W) to logits (N, K)."""
         check_images(self._path, self._shape, images.shape)
-        (logits,) = self._session.run(None, {self._input: images})
-        return np.asarray(logits)
+        try:
+            (logits,) = self._session.run(None, {self._input: images})
+        except Exception as error:
+            raise cannot_run(self._path, "ONNX Runtime", error) from error
+        return check_logits(self._path, np.asarray(logits), len(images))

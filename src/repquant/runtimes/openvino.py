@@ -6,7 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repquant.runtimes.integer_relu import load_equal_graph, unsigned_after_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
+from repquant.runtimes.model_file import (
+    cannot_load,
+    cannot_run,
+    check_images,
+    check_interface,
+    check_logits,
+    check_type,
+    require_file,
+)
 
 
 class OpenVinoRuntime:
@@ -46,6 +54,7 @@ class OpenVinoRuntime:
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
         check_interface(path, len(model.inputs), len(model.outputs))
+        check_type(path, model.input(0).get_element_type().get_type_name(), "f32")
         self._request = model.create_infer_request()
         self._shape = [size.get_length() if size.is_static else None for size in model.input(0).get_partial_shape()]
 
@@ -54,5 +63,8 @@ class OpenVinoRuntime:
         check_images(self._path, self._shape, images.shape)
         # Shared input: the array outlives this synchronous call. The output is copied out of the request, whose
         # buffer the next call overwrites.
-        logits = self._request.infer([images], share_inputs=True, share_outputs=False)[0]
-        return np.asarray(logits)
+        try:
+            logits = self._request.infer([images], share_inputs=True, share_outputs=False)[0]
+        except Exception as error:
+            raise cannot_run(self._path, "OpenVINO", error) from error
+        return check_logits(self._path, np.asarray(logits), len(images))
