@@ -1,4 +1,4 @@
-"""`python -m repquant`, the form that torchrun needs, and `repquant`. A Ctrl-C while all is being imported is expected."""
+"""`python -m repquant`, the form that torchrun needs, and `repquant`. A Ctrl-C while all is imported is expected."""
 
 import sys
 
