@@ -193,6 +193,11 @@ def test_mount_point():
         new_folder(Path("/proc"), overwrite=True, marker="version").__enter__()
 
 
+def test_root():
+    with pytest.raises(InputError, match="holds files but no marker"):
+        new_folder(Path("/"), overwrite=True, marker="marker").__enter__()
+
+
 def test_folder_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"can't write to .*file: Not a directory"):

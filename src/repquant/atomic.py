@@ -67,7 +67,7 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
             process meanwhile, and then the results are beside it, under a name that the message says.
     """
     path = _real(path)
-    ancestor = next(folder for folder in path.parents if folder.exists())
+    ancestor = next((folder for folder in path.parents if folder.exists()), path)  # "/" has none above it
     _remove_folders(path, ancestor)
     if path.exists():
         _check_replaceable(path, overwrite, marker)

@@ -15,58 +15,16 @@ from repquant.errors import InputError
 
 TRIES = 300
 NUMBERS = (
-    *("0", "-0", "1", "-1", "2", "7", "0.5", "1e-320", "1e30", "1e400", "-1e400", "nan", "inf", ".inf", ".nan"),
-    *("2147483648", "9223372036854775808", "18446744073709551616", "9" * 30, "9" * 5000, "1_000", "0x10", "1.5", "٣"),
-)
+    "0", "-0", "1", "-1", "2", "7", "0.5", "1e-320", "1e30", "1e400", "-1e400", "nan", "inf", ".inf", ".nan", "1_000",
+    "0x10", "1.5", "٣", "2147483648", "9223372036854775808", "18446744073709551616", "9" * 30, "9" * 5000,
+)  # fmt: skip
 TEXTS = (
-    *(
-        "",
-        " ",
-        "null",
-        "~",
-        "true",
-        "[]",
-        "{}",
-        "[1",
-        "{a",
-        "&a",
-        "*a",
-        "&a [*a]",
-        "!!python/object/apply:os.system [x]",
-    ),
-    *("é" * 9, "😀", "\x1b[31mred", "a\0b", "a\nb", "\udc80", "x" * 300, "x" * 5000, "x" * 10**5, "-", "--", "--x"),
-    *(
-        "[" * 500,
-        "0:96",
-        "n2m9",
-        "n0m0",
-        "first,last",
-        ",",
-        "all",
-        "pytorch",
-        "max",
-        "none",
-        "builtin",
-        "%s",
-        "{0}",
-        "$HOME",
-    ),
-)
+    "", " ", "null", "~", "true", "[]", "{}", "[1", "{a", "&a", "*a", "&a [*a]", "!!python/object/apply:os.abort []",
+    "é" * 9, "😀", "\x1b[31mred", "a\0b", "a\nb", "\udc80", "x" * 300, "x" * 5000, "x" * 10**5, "[" * 500, "-", "--x",
+    "0:96", "n2m9", "n0m0", "first,last", ",", "all", "pytorch", "max", "none", "builtin", "%s", "{0}", "$HOME",
+)  # fmt: skip
 TRIPLES = ("0.5,0.5,0.5", "[1,1]", "[.inf,1,1]", "nan,0,0", "1e30,0,0", "[[1],2,3]", "a,b,c")
-PATHS = (
-    "/",
-    "/dev/zero",
-    "/dev/null",
-    "/proc/self/mem",
-    ".",
-    "..",
-    "pipe",
-    "loop",
-    "folder",
-    "missing/deep",
-    "file",
-    "~",
-)
+PATHS = ("/", "/dev/zero", "/proc/self/mem", ".", "..", "pipe", "loop", "folder", "missing/deep", "file", "~")
 
 
 class ReachedError(InputError):
@@ -126,6 +84,7 @@ def test_any_values(verb, reach, repquant, weights, photographs, tmp_path, monke
         base["output"] = {"convert": "out.pth", "export": "out.onnx", "insert-bn": "out.safetensors"}[verb]
     if verb in ("train", "qat"):
         base["held_back_images"] = "0"
+    failures: list[str] = []
     dice, counts = random.Random(verb), {"tries": 0, "refusals": 0, "reached": 0, "failures": 0}
     assert {field.name for field in fields(kind) if field.default is MISSING} <= base.keys()
     for _ in range(TRIES):
@@ -139,7 +98,7 @@ def test_any_values(verb, reach, repquant, weights, photographs, tmp_path, monke
         told = f"{verb} {arguments}: {status}\n{err[-3000:]}"
         if "Traceback" in err or "fault of repquant" in err or "\x1b" in err or len(last) > 4000:
             counts["failures"] += 1
-            print(told)
+            failures.append(told)
         elif last.endswith("reached"):
             counts["reached"] += 1
         else:
@@ -149,5 +108,5 @@ def test_any_values(verb, reach, repquant, weights, photographs, tmp_path, monke
             counts["refusals"] += 1
         assert not list(tmp_path.glob("out*")), told
     print(f"\n{verb}: {counts}")
-    assert counts["failures"] == 0
+    assert not failures, "\n\n".join(failures)
     assert counts["reached"] > 0
