@@ -10,17 +10,6 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 NOT_RELEASED = (".git", ".venv", ".cache", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypo*")
-    ".git",
-    ".venv",
-    ".cache",
-    "runs",
-    "build",
-    "dist",
-    "*.egg-info",
-    "__pycache__",
-    ".*_cache",
-    ".hypothesis",
-)
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 
