@@ -148,7 +148,7 @@ def test_a_teacher_with_other_classes(qat, tmp_path):
         (("--vnni", "perhaps"), "--vnni perhaps was given; allowed are auto, yes and no"),
         (("--weight-ranges", "entropy"), "weight ranges 'entropy'"),
         (("--rounding", "learned"), "pass --rounding feedback or nearest"),
-        (("--calibration-images", "0", "--rounding-images", "0"), "0 calibration images is too few"),
+        (("--calibration-images", "0", "--rounding-images", "0"), "--calibration-images 0 was given"),
         (("--method", "inserted-bn", "--inserted-bn", "none.safetensors"), "pass --equalization none and"),
         (("--refresh-steps", "5"), "--refresh-steps is for --statistics refreshed, and they are frozen"),
         (("--freeze-epochs", "0"), "--freeze-epochs is for --method inserted-bn, and it is equivalent-kernel"),
