@@ -14,7 +14,15 @@ from repquant.runtimes.executed import Executed, executed_nodes
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import quantize_before_relu
 from repquant.runtimes.interface import Array
-from repquant.runtimes.model_file import as_outputs, cannot_load, check_inputs, check_names, require_file
+from repquant.runtimes.model_file import (
+    as_outputs,
+    cannot_load,
+    cannot_run,
+    check_inputs,
+    check_names,
+    check_type,
+    require_file,
+)
 from repquant.runtimes.precise_products import PRECISE, own_constants
 from repquant.runtimes.unsigned_activations import unsigned_activations
 from repquant.targets.cpu_rules import may_saturate
@@ -51,6 +59,8 @@ class OnnxRuntime:
         self._path = require_file(path)
         self._threads = threads
         self._session = self._open()
+        for value in self._session.get_inputs():
+            check_type(path, value.type, "tensor(float)")
         self.inputs = {
             value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
             for value in self._session.get_inputs()
@@ -74,7 +84,10 @@ class OnnxRuntime:
             InputError: an input is missing, or there is none of that name.
         """
         check_names(self._path, tuple(self.inputs), inputs)
-        outputs = self._session.run(list(self.outputs), dict(inputs))
+        try:
+            outputs = self._session.run(list(self.outputs), dict(inputs))
+        except Exception as error:
+            raise cannot_run(self._path, "ONNX Runtime", error) from error
         return {name: np.asarray(value) for name, value in zip(self.outputs, outputs, strict=True)}
 
     def executed(self) -> tuple[Executed, ...]:

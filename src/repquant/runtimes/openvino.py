@@ -12,7 +12,15 @@ from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
 from repquant.runtimes.interface import Array
-from repquant.runtimes.model_file import as_outputs, cannot_load, check_inputs, check_names, require_file
+from repquant.runtimes.model_file import (
+    as_outputs,
+    cannot_load,
+    cannot_run,
+    check_inputs,
+    check_names,
+    check_type,
+    require_file,
+)
 
 
 class OpenVinoRuntime:
@@ -58,6 +66,8 @@ class OpenVinoRuntime:
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
         self._model = model
+        for port in model.inputs:
+            check_type(path, port.get_element_type().get_type_name(), "f32")
         self._request = model.create_infer_request()
         self.inputs = {
             port.any_name: tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
@@ -84,7 +94,11 @@ class OpenVinoRuntime:
         check_names(self._path, tuple(self.inputs), inputs)
         # Shared input: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
         # buffers the next call overwrites.
-        results = self._request.infer([inputs[name] for name in self.inputs], share_inputs=True, share_outputs=False)
+        given = [inputs[name] for name in self.inputs]
+        try:
+            results = self._request.infer(given, share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise cannot_run(self._path, "OpenVINO", error) from error
         return {name: np.asarray(results[index]) for index, name in enumerate(self.outputs)}
 
     def executed(self) -> tuple[Executed, ...]:
