@@ -42,7 +42,7 @@ def _insert_bn(options: Options, ranks: Ranks) -> None:
     import torch
 
     from repquant.cli.inputs import load_deploy_network, output_file, training_loader
-    from repquant.quant.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
+    from repquant.repvgg.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
 
     if ranks.is_main:
         show_configuration("insert-bn", options)
