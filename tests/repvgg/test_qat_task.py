@@ -7,7 +7,7 @@ from torch import nn
 from repquant.errors import InputError
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
-from repquant.qat.distillation import block_error, distillation_loss
+from repquant.qat.distillation import distillation_loss
 from repquant.qat.network import activation_quantizers, prepare_qat, qat_layers
 from repquant.quant.equalize import find_chain
 from repquant.quant.ptq import PtqMethod
@@ -40,23 +40,6 @@ def model(training_network):
 @pytest.fixture
 def labels():
     return torch.arange(8) % 5
-
-
-def test_distillation_by_hand():
-    logits, aim = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, float(torch.log(torch.tensor(3.0)))]])
-    expected = 0.25 * torch.log(torch.tensor(0.5)) + 0.75 * torch.log(torch.tensor(1.5))
-    assert float(distillation_loss(logits, aim)) == pytest.approx(float(expected), abs=1e-6)
-    assert float(distillation_loss(aim, aim, temperature=3.0)) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_temperature_keeps_the_size_of_the_gradient():
-    aim = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for temperature in (1.0, 100.0):
-        logits = torch.zeros(4, 5, requires_grad=True)
-        distillation_loss(logits, 0.01 * aim, temperature).backward()
-        gradients.append(logits.grad)
-    assert torch.allclose(*gradients, rtol=0.05, atol=1e-6)
 
 
 def test_the_float_model_is_the_aim(model, images, labels):
@@ -167,17 +150,6 @@ def test_blocks_are_compared_up_to_the_scale_of_their_channels(model, images, la
         errors[equalization] = float((objective.total - objective.loss).detach())
     assert 0 < errors["noise"] < 1e-2
     assert errors["none"] < 1e-2
-
-
-def test_block_error_by_hand():
-    aim = torch.tensor([[3.0, 4.0], [2.0, 0.0], [0.0, 0.0]]).reshape(1, 3, 1, 2)
-    output = torch.tensor([[6.0, 8.0], [1.0, 1.0], [1.0, 1.0]]).reshape(1, 3, 1, 2).requires_grad_()
-    # The first is the aim twice as large, the second half of it and (0, 1) off, the third has no aim.
-    error = block_error(output, aim)
-    assert float(error.detach()) == pytest.approx((0.0**2 + 2.0**2) / (25 + 4))
-    error.backward()
-    assert output.grad[0, 2].tolist() == [[0.0, 0.0]]
-    assert block_error(torch.zeros_like(aim), torch.zeros_like(aim)) == 0
 
 
 def test_kernels_that_follow_statistics_have_scales_that_follow_them():
