@@ -44,7 +44,7 @@ def _insert_bn(options: Options, ranks: Ranks) -> None:
 
     from repquant.cli.inputs import load_deploy_network, training_loader
     from repquant.cli.outputs import output_file
-    from repquant.quant.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
+    from repquant.repvgg.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
 
     if ranks.is_main:
         show_configuration("insert-bn", options)

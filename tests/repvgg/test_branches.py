@@ -5,8 +5,8 @@ import torch
 
 from repquant.models.fuse import equivalent_kernel
 from repquant.models.reparam import reparameterize
-from repquant.quant.branches import absorb, normalize_branches, scale_branches, training_blocks
 from repquant.quant.equalize import apply_scales, find_chain
+from repquant.repvgg.branches import absorb, normalize_branches, scale_branches, training_blocks
 
 
 def scales_for(deploy):

@@ -10,10 +10,8 @@ from repquant.errors import InputError
 from repquant.option_ranges import EPOCHS, POSITIVE_COUNT, SHARE, Numbers
 from repquant.train.recipe import DECAY, TRAINING_BATCH, WARMUP, WEIGHT, Recipe, setting
 
-METHODS = ("equivalent-kernel", "plain", "inserted-bn")
 WEIGHT_SCALES = ("auto", "fixed", "learned", "max")
 ACTIVATION_SCALES = ("learned", "fixed")
-STATISTICS = ("frozen", "refreshed")
 
 UNUSED = {"custom_l2": False, "auxiliary_weight": 0.1, "init_weights": "", "freeze_stages": 0, "ema_decay": 0.0}
 """Options of `Recipe` that mean nothing here, and the values with which they say so. (An average of weights is on no
@@ -28,11 +26,6 @@ class QatRecipe(Recipe):
         InputError: a setting is out of its range.
     """
 
-    method: str = setting(
-        "what trains: the branches through their equivalent-kernel, the plain deploy kernels, or kernels with "
-        "inserted-bn",
-        METHODS[0],
-    )
     epochs: int = setting("passes over the training images", 1, EPOCHS)
     batch_size: int = setting("images a step, over all processes and accumulation steps together", 64, TRAINING_BATCH)
     optimizer: str = setting("adamw or sgd", "adamw")
@@ -50,7 +43,7 @@ class QatRecipe(Recipe):
     augmentation: str = setting("of training images, beside flips; center-crop is what evaluation sees", "center-crop")
     weight_scales: str = setting(
         "of kernels: fixed as at the start, learned (LSQ), max at each step, or auto: max where kernels follow moving "
-        "statistics (inserted-bn, refreshed), else fixed",
+        "statistics, else fixed",
         WEIGHT_SCALES[0],
     )
     activation_scales: str = setting("of activations: learned (LSQ), or fixed as calibrated", ACTIVATION_SCALES[0])
@@ -63,40 +56,23 @@ class QatRecipe(Recipe):
         "weight of the relative squared error of the blocks' outputs to float", 0.0, WEIGHT
     )
     teacher: str = setting('checkpoint to distill from, of the same classes; "": the model before quantization', "")
-    teacher_arch: str = setting('architecture of the teacher; "": that of the model', "")
     gradual_epochs: float = setting(
         "epochs in which rounding spreads from first layer to last; 0: at once", 0.0, WARMUP
     )
-    statistics: str = setting("equivalent-kernel: of the branches' normalizations, frozen or refreshed", "frozen")
-    refresh_steps: int = setting("steps between two refreshments", 10, POSITIVE_COUNT)
-    freeze_epochs: float = setting("inserted-bn: epochs after which the statistics stay as they are", 0.5, WARMUP)
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained with."""
         super().__post_init__()
-        for name, allowed in (
-            ("method", METHODS),
-            ("weight_scales", WEIGHT_SCALES),
-            ("activation_scales", ACTIVATION_SCALES),
-            ("statistics", STATISTICS),
-        ):
+        for name, allowed in (("weight_scales", WEIGHT_SCALES), ("activation_scales", ACTIVATION_SCALES)):
             self._require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}")
         for name, unused in UNUSED.items():
             self._require(getattr(self, name) == unused, name, f"{unused!r}: it is an option of float training")
         if self.teacher and self.distillation == 0 and self.block_distillation == 0:
             raise InputError("--teacher was given, and nothing is distilled; raise --distillation")
-        if self.teacher_arch and not self.teacher:
-            raise InputError(f"--teacher-arch {self.teacher_arch} was given without its checkpoint; pass --teacher too")
-        if self.statistics == "refreshed" and self.method != "equivalent-kernel":
-            raise InputError(f"--statistics refreshed is for --method equivalent-kernel, and it is {self.method}")
         self._require(
             self.gradual_epochs <= self.epochs / 2, "gradual_epochs", f"at most {self.epochs / 2}, half of the epochs"
         )
         self._require(self.precision == "float32", "precision", "float32: under autocast, rounded values are not exact")
-        if self.refresh_steps != type(self).refresh_steps and self.statistics != "refreshed":
-            raise InputError(f"--refresh-steps is for --statistics refreshed, and they are {self.statistics}")
-        if self.freeze_epochs != type(self).freeze_epochs and self.method != "inserted-bn":
-            raise InputError(f"--freeze-epochs is for --method inserted-bn, and it is {self.method}")
 
     def with_learning_rate(self, steps: int) -> Self:
         """Return the recipe with a learning rate for so many steps in place of 0.
@@ -113,4 +89,9 @@ class QatRecipe(Recipe):
         """Where the scales of kernels come from, "auto" resolved."""
         if self.weight_scales != "auto":
             return self.weight_scales
-        return "max" if self.method == "inserted-bn" or self.statistics == "refreshed" else "fixed"
+        return "max" if self.has_moving_statistics else "fixed"
+
+    @property
+    def has_moving_statistics(self) -> bool:
+        """Whether kernels follow statistics that move while the network trains."""
+        return False

@@ -1,30 +1,39 @@
 """Where quantization-aware training starts: from the best that post-training quantization finds, in every method.
 
-Channels are scaled, ranges read and weights rounded on the deploy model, as in `quant.ptq`; what that changed is moved
-into the parameters that will train.
+Channels are scaled, ranges read and weights rounded on the deploy model; what that changed is moved into the parameters
+that will train.
 """
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from repquant.errors import InputError
+from repquant.graph.capture import capture
+from repquant.graph.layout import find_layout
+from repquant.graph.plan import Plan, make_plan
+from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.feedback import round_weights
 from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import split_identity
-from repquant.quant.branches import absorb, is_residual, normalize_branches, scale_branches, training_blocks
-from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.convert import quantization_points, quantize_model
+from repquant.numerics.affine import Grid
+from repquant.qat.kernels import KernelSource
+from repquant.quant.convert import Layer
 from repquant.quant.equalize import apply_scales, find_scales
-from repquant.quant.feedback import round_weights
-from repquant.quant.insert_bn import NormalizedConv2d, insert_bn, measure_outputs, without_statistics
 from repquant.quant.ptq import PtqMethod
-from repquant.quant.qat import QatStart
-from repquant.quant.qat_layers import EquivalentKernel, FoldedKernel, KernelSource
-from repquant.quant.weight_grids import find_weight_grids
+from repquant.quant.weight_grids import least_squares_grid
+from repquant.repvgg.branches import absorb, is_residual, normalize_branches, scale_branches, training_blocks
+from repquant.repvgg.insert_bn import NormalizedConv2d, insert_bn, measure_outputs, without_statistics
+from repquant.repvgg.kernels import EquivalentKernel, FoldedKernel
+from repquant.simulation.network import quantized_layers
 from repquant.targets.target import Target
+
+_ANY_SIZE = 64
+"""Of the image that a network is captured with: the graph of a RepVGG is the same for every size."""
 
 Batches = Callable[[], Iterable[Tensor]]
 """Gives the same images (N, 3, H, W) each time that it is called."""
@@ -64,6 +73,23 @@ class StartOptions:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class QatStart:
+    """What `qat.network.prepare_qat` makes the network from that trains.
+
+    Attributes:
+        deploy: the float deploy model.
+        graph: `deploy`, captured.
+        plan: where it is rounded, and the grids to begin with.
+        sources: layer name -> where its kernel comes from; other layers train their own.
+    """
+
+    deploy: RepVGG
+    graph: fx.GraphModule
+    plan: Plan
+    sources: Mapping[str, KernelSource]
+
+
 def start_qat(
     model: RepVGG,
     options: StartOptions,
@@ -73,7 +99,7 @@ def start_qat(
     keep_float: Collection[str] = (),
     inserted: RepVGG | None = None,
 ) -> QatStart:
-    """Return kernels, ranges and grids to train from.
+    """Return kernels and grids to train from.
 
     Args:
         model: training form; deploy form will do for "plain" and "inserted-bn".
@@ -94,25 +120,61 @@ def start_qat(
         scales = find_scales(deploy, method.equalization, calibration(), target, method.shortcut)
         deploy, model = apply_scales(deploy, *scales), scale_branches(model, *scales)
     deploy = _set_apart(deploy, method)
-    histograms = collect_histograms(deploy, calibration(), keep_float)
+    graph = captured(deploy)
+    layout = find_layout(graph, target, keep_float)
+    histograms = collect_histograms(graph, layout, calibration())
     ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
-    weight_grids = find_weight_grids(deploy, method.weight_ranges, ranges, target, keep_float)
+    plan = make_plan(layout, ranges, target)
+    if method.weight_ranges == "mse":
+        plan = replace(plan, weight_grids=_least_squares_grids(deploy, plan))
     if method.rounding == "feedback" and (parts := list(rounding())):
-        nearest = quantize_model(deploy, ranges, target, keep_float, weight_grids)
-        rounded = round_weights(deploy, nearest, torch.cat(parts))
-        deploy, weight_grids = rounded.model, dict(rounded.weight_grids)
+        rounded = round_weights(graph, plan, parts)
+        deploy, graph, plan = with_parameters_of(deploy, rounded.graph), rounded.graph, rounded.plan
     if options.method == "inserted-bn":
         inserted = inserted or insert_bn(deploy, measure_outputs(deploy, calibration()))
-    return QatStart(deploy, _sources(model, deploy, options.method, inserted), ranges, weight_grids)
+    return _start(model, deploy, graph, plan, options.method, inserted)
 
 
-def bare_start(model: RepVGG, options: StartOptions, keep_float: Collection[str] = ()) -> QatStart:
+def bare_start(model: RepVGG, options: StartOptions, target: Target, keep_float: Collection[str] = ()) -> QatStart:
     """Return a start with the structure alone, for a network whose parameters and grids come from a checkpoint."""
     require_branches(model, options.method)
     deploy = _set_apart(reparameterize(model), options.ptq)
-    points = quantization_points(deploy, keep_float)
+    graph = captured(deploy)
+    layout = find_layout(graph, target, keep_float)
+    plan = make_plan(layout, dict.fromkeys(layout.tensors, (0.0, 1.0)), target)
     inserted = without_statistics(deploy) if options.method == "inserted-bn" else None
-    return QatStart(deploy, _sources(model, deploy, options.method, inserted), dict.fromkeys(points, (0.0, 1.0)))
+    return _start(model, deploy, graph, plan, options.method, inserted)
+
+
+def captured(deploy: RepVGG) -> fx.GraphModule:
+    """Return the graph of a RepVGG in deploy form, for images of any size."""
+    return capture(deploy, torch.zeros(2, 3, _ANY_SIZE, _ANY_SIZE))
+
+
+@torch.no_grad()
+def with_parameters_of(deploy: RepVGG, graph: fx.GraphModule) -> RepVGG:
+    """Return a copy of a deploy model with the parameters of a captured network of the same layers."""
+    changed = copy.deepcopy(deploy)
+    changed.load_state_dict(graph.state_dict())
+    return changed
+
+
+@torch.no_grad()
+def rounded_deploy(deploy: RepVGG, graph: fx.GraphModule, simulated: fx.GraphModule) -> RepVGG:
+    """Return a float deploy model with the kernels and biases that the integers of a simulated network stand for.
+
+    Args:
+        deploy: for its structure; it is not changed.
+        graph: captured from a network of this structure: the parameters of layers that are not rounded.
+        simulated: `graph` in integers.
+    """
+    rounded = with_parameters_of(deploy, graph)
+    for name, layer in quantized_layers(simulated).items():
+        rounded.get_parameter(f"{name}.weight").copy_(layer.integers.float_weight())
+        bias = layer.integers.float_bias()
+        if bias is not None:
+            rounded.get_parameter(f"{name}.bias").copy_(bias)
+    return rounded
 
 
 def require_branches(model: RepVGG, method: str) -> None:
@@ -131,6 +193,23 @@ def require_branches(model: RepVGG, method: str) -> None:
 
 def _set_apart(deploy: RepVGG, method: PtqMethod) -> RepVGG:
     return deploy if method.identity == "fused" else split_identity(deploy, "residual")
+
+
+def _least_squares_grids(deploy: RepVGG, plan: Plan) -> dict[str, Grid]:
+    grids = {}
+    for name in plan.layout.layers:
+        layer = deploy.get_submodule(name)
+        assert isinstance(layer, Layer)
+        grids[name] = least_squares_grid(layer, plan.input_scale(name), plan.target.weight)
+    return grids
+
+
+def _start(
+    model: RepVGG, deploy: RepVGG, graph: fx.GraphModule, plan: Plan, method: str, inserted: RepVGG | None
+) -> QatStart:
+    sources = _sources(model, deploy, method, inserted)
+    rounded = {name: source for name, source in sources.items() if name in plan.layout.layers}
+    return QatStart(deploy=deploy, graph=graph, plan=plan, sources=rounded)
 
 
 def _sources(model: RepVGG, deploy: RepVGG, method: str, inserted: RepVGG | None) -> dict[str, KernelSource]:

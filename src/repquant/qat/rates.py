@@ -8,7 +8,7 @@ training) and between 8 bits and 4. With the step as the unit one learning rate 
 import torch
 from torch import Tensor, nn
 
-from repquant.quant.qat_layers import QatLayer
+from repquant.qat.layer import QatLayer
 
 _FLOAT_STEPS = 127
 """Layers that stay in float are treated as if they had 8 bits."""

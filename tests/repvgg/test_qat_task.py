@@ -7,19 +7,20 @@ from torch import nn
 from repquant.errors import InputError
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
-from repquant.quant.branches import scale_branches
+from repquant.qat.distillation import distillation_loss
+from repquant.qat.network import activation_quantizers, prepare_qat, qat_layers
 from repquant.quant.equalize import find_chain
 from repquant.quant.ptq import PtqMethod
-from repquant.quant.qat import prepare_qat, qat_modules
-from repquant.quant.qat_recipe import QatRecipe
-from repquant.quant.qat_start import StartOptions, start_qat
-from repquant.quant.qat_task import QatTask, block_error, distillation_loss
+from repquant.repvgg.branches import scale_branches
+from repquant.repvgg.qat_recipe import RepVGGQatRecipe
+from repquant.repvgg.qat_start import StartOptions, captured, start_qat
+from repquant.repvgg.qat_task import RepVGGQatTask
 from repquant.targets.target import resolve_target
 from repquant.train.recipe import Recipe
 
 
 def recipe_of(**changes):
-    return QatRecipe(**{"arch": "few", "num_classes": 5, "epochs": 2} | changes)
+    return RepVGGQatRecipe(**{"arch": "few", "num_classes": 5, "epochs": 2} | changes)
 
 
 def task_of(model, images, equalization="none", **changes):
@@ -27,8 +28,8 @@ def task_of(model, images, equalization="none", **changes):
     options = StartOptions(method=recipe.method, ptq=PtqMethod(equalization=equalization, rounding="nearest"))
     target = resolve_target("tensorrt")
     start = start_qat(model, options, target, lambda: [images], list)
-    network = prepare_qat(start, target, weight_scales=recipe.resolved_weight_scales)
-    return QatTask(network, recipe, reparameterize(model))
+    network = prepare_qat(start.graph, start.plan, sources=start.sources, weight_scales=recipe.resolved_weight_scales)
+    return RepVGGQatTask(network, recipe, captured(reparameterize(model)))
 
 
 @pytest.fixture
@@ -39,23 +40,6 @@ def model(training_network):
 @pytest.fixture
 def labels():
     return torch.arange(8) % 5
-
-
-def test_distillation_by_hand():
-    logits, aim = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, float(torch.log(torch.tensor(3.0)))]])
-    expected = 0.25 * torch.log(torch.tensor(0.5)) + 0.75 * torch.log(torch.tensor(1.5))
-    assert float(distillation_loss(logits, aim)) == pytest.approx(float(expected), abs=1e-6)
-    assert float(distillation_loss(aim, aim, temperature=3.0)) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_temperature_keeps_the_size_of_the_gradient():
-    aim = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for temperature in (1.0, 100.0):
-        logits = torch.zeros(4, 5, requires_grad=True)
-        distillation_loss(logits, 0.01 * aim, temperature).backward()
-        gradients.append(logits.grad)
-    assert torch.allclose(*gradients, rtol=0.05, atol=1e-6)
 
 
 def test_the_float_model_is_the_aim(model, images, labels):
@@ -84,7 +68,7 @@ def test_block_outputs_are_compared(model, images, labels):
     objective = task.objective(task.model, images, labels)
     error = float((objective.total - objective.loss).detach()) / 2
     assert 0 < error < 0.05
-    assert not task.model.stem._forward_hooks
+    assert not any(module._forward_hooks for module in task.model.modules())
 
 
 def rates_of(task):
@@ -105,7 +89,7 @@ def test_scales_have_a_rate_of_their_own(model, images):
 def test_updates_of_adamw_are_measured_in_steps_of_the_grid(model, images):
     task = task_of(model, images)
     rates = {name: rate for name, (rate, _) in rates_of(task).items()}
-    layer = task.model.stages[1][1].conv
+    layer = qat_layers(task.model)["stages.1.1.conv"]
     step = float(layer.weight_grid().scale.mean())
     assert rates["stages.1.1.conv.source.block.conv3x3.conv.weight"] == pytest.approx(step)
     assert rates["stages.1.1.conv.source.block.conv1x1.conv.weight"] == pytest.approx(step)
@@ -131,11 +115,12 @@ def test_the_same_learning_rate_moves_scaled_channels_in_proportion(model, image
 
 def test_rounding_spreads_from_the_first_layer_to_the_last(model, images):
     task = task_of(model, images, gradual_epochs=1.0)
-    modules = [*qat_modules(task.model).values()]
+    modules = [*activation_quantizers(task.model).values()]
     rounding = []
     for step in (0, 5, 9, 10, 19):
         task.before_step(step, 20)
-        flags = [module.input.enabled for module in modules]
+        flags = [module.enabled for module in modules]
+        assert all(layer.weight.enabled is layer.input.enabled for layer in qat_layers(task.model).values())
         assert flags == sorted(flags, reverse=True)
         rounding.append(sum(flags))
     assert rounding[0] == 1
@@ -150,9 +135,9 @@ def test_layers_that_do_not_round_yet_have_gradients_for_distributed_training(mo
     task.before_step(0, 20)
     task.objective(task.model, images, labels).total.backward()
     assert [name for name, p in task.model.named_parameters() if p.grad is None] == []
-    waiting = [*qat_modules(task.model).values()][-1]
-    assert not waiting.input.enabled
-    assert float(waiting.input.scale.grad) == 0.0
+    waiting = [*activation_quantizers(task.model).values()][-1]
+    assert not waiting.enabled
+    assert float(waiting.scale.grad) == 0.0
 
 
 def test_blocks_are_compared_up_to_the_scale_of_their_channels(model, images, labels):
@@ -165,17 +150,6 @@ def test_blocks_are_compared_up_to_the_scale_of_their_channels(model, images, la
         errors[equalization] = float((objective.total - objective.loss).detach())
     assert 0 < errors["noise"] < 1e-2
     assert errors["none"] < 1e-2
-
-
-def test_block_error_by_hand():
-    aim = torch.tensor([[3.0, 4.0], [2.0, 0.0], [0.0, 0.0]]).reshape(1, 3, 1, 2)
-    output = torch.tensor([[6.0, 8.0], [1.0, 1.0], [1.0, 1.0]]).reshape(1, 3, 1, 2).requires_grad_()
-    # The first is the aim twice as large, the second half of it and (0, 1) off, the third has no aim.
-    error = block_error(output, aim)
-    assert float(error.detach()) == pytest.approx((0.0**2 + 2.0**2) / (25 + 4))
-    error.backward()
-    assert output.grad[0, 2].tolist() == [[0.0, 0.0]]
-    assert block_error(torch.zeros_like(aim), torch.zeros_like(aim)) == 0
 
 
 def test_kernels_that_follow_statistics_have_scales_that_follow_them():
@@ -217,12 +191,12 @@ def test_statistics_of_branches_are_refreshed_or_not(model, images):
 
 def test_a_teacher_of_other_classes_or_blocks_is_refused(model, images, training_network):
     task = task_of(model, images)
-    with pytest.raises(InputError, match="the teacher has 7 classes, the network 5"):
-        QatTask(task.model, recipe_of(), reparameterize(training_network(classes=7)))
-    other = build("RepVGG-tiny", 5, "deploy")
-    QatTask(task.model, recipe_of(), other)
+    with pytest.raises(InputError, match=r"outputs have the shapes \[\(7,\)\] for an image, the network's \[\(5,\)\]"):
+        RepVGGQatTask(task.model, recipe_of(), captured(reparameterize(training_network(classes=7))))
+    other = captured(build("RepVGG-tiny", 5, "deploy"))
+    RepVGGQatTask(task.model, recipe_of(), other)
     with pytest.raises(InputError, match="pass --block-distillation 0"):
-        QatTask(task.model, recipe_of(block_distillation=1.0), other)
+        RepVGGQatTask(task.model, recipe_of(block_distillation=1.0), other)
 
 
 @pytest.mark.parametrize(

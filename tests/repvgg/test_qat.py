@@ -5,16 +5,19 @@ import torch
 from torch import nn
 
 from repquant.errors import InputError
+from repquant.graph.layout import find_layout
+from repquant.graph.plan import make_plan
+from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.models.blocks import RepVGGBlock
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import merge_residuals
-from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.convert import layer_pairs, quantize_model
-from repquant.quant.insert_bn import insert_bn, measure_outputs
+from repquant.qat.network import finish_qat, prepare_qat, qat_layers
+from repquant.qat.quantizers import WEIGHT_SCALES
 from repquant.quant.ptq import PtqMethod
-from repquant.quant.qat import finish_qat, prepare_qat, qat_modules, rounded_deploy, trained_deploy
-from repquant.quant.qat_layers import WEIGHT_SCALES, FoldedKernel, QatLayer
-from repquant.quant.qat_start import StartOptions, bare_start, start_qat
+from repquant.repvgg.insert_bn import insert_bn, measure_outputs
+from repquant.repvgg.kernels import FoldedKernel
+from repquant.repvgg.qat_start import StartOptions, bare_start, captured, rounded_deploy, start_qat
+from repquant.simulation.network import quantized_layers, simulate
 from repquant.targets.target import resolve_target
 
 METHODS = ("plain", "equivalent-kernel", "inserted-bn")
@@ -23,6 +26,14 @@ METHODS = ("plain", "equivalent-kernel", "inserted-bn")
 def start_of(model, images, method, target, equalization="none", rounding="nearest", keep_float=()):
     options = StartOptions(method=method, ptq=PtqMethod(equalization=equalization, rounding=rounding), calibrator="max")
     return start_qat(model, options, target, lambda: [images], lambda: [images], keep_float)
+
+
+def network_of(start, **options):
+    return prepare_qat(start.graph, start.plan, sources=start.sources, **options)
+
+
+def finished_of(network, start):
+    return finish_qat(network, start.graph, start.plan).simulated()
 
 
 def per_output(scale, kernel):
@@ -50,18 +61,18 @@ def train(network, images, steps=3, rate=0.01):
 def test_training_begins_with_the_model_of_ptq(branches, images, method, target_name):
     target = resolve_target(target_name)
     start = start_of(branches, images, method, target)
-    deploy = reparameterize(branches)
-    ranges = activation_ranges("max", collect_histograms(deploy, [images]), target)
-    expected = quantize_model(deploy, ranges, target)
-    network = prepare_qat(start, target).eval()
+    graph = captured(reparameterize(branches))
+    layout = find_layout(graph, target)
+    ranges = activation_ranges("max", collect_histograms(graph, layout, [images]), target)
+    expected = simulate(graph, make_plan(layout, ranges, target))
+    network = network_of(start).eval()
     with torch.no_grad():
         found, aim = network(images), expected(images)
     assert torch.allclose(found, aim, atol=0.02 * float(aim.abs().max()))
-    finished = finish_qat(network, start, target)
-    for (_, layer), (_, ours) in zip(
-        layer_pairs(deploy, expected).values(), layer_pairs(deploy, finished).values(), strict=True
-    ):
-        assert int((layer.integers.weight.int() - ours.integers.weight.int()).abs().max()) <= 1
+    finished = quantized_layers(finished_of(network, start))
+    for name, layer in quantized_layers(expected).items():
+        ours = finished[name].integers.weight
+        assert int((layer.integers.weight.int() - ours.int()).abs().max()) <= 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,7 +80,7 @@ def test_training_begins_with_the_model_of_ptq(branches, images, method, target_
 def test_the_exported_integers_are_those_that_training_saw(branches, images, method, scales, bits):
     target = resolve_target("tensorrt", weight_bits=bits)
     start = start_of(branches, images, method, target)
-    network = prepare_qat(start, target, weight_scales=scales)
+    network = network_of(start, weight_scales=scales)
     before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     train(network, images)
     assert any(not torch.equal(before[name], parameter) for name, parameter in network.named_parameters())
@@ -89,14 +100,13 @@ def test_the_exported_integers_are_those_that_training_saw(branches, images, met
 
         return hook
 
-    for name, module in qat_modules(network).items():
-        if isinstance(module, QatLayer):
-            module.weight.register_forward_hook(record(name))
+    for name, layer in qat_layers(network).items():
+        layer.weight.register_forward_hook(record(name))
     network(images)
-    finished = finish_qat(network, start, target)
-    pairs = layer_pairs(trained_deploy(network, start), finished)
-    assert seen.keys() == pairs.keys()
-    for name, (_, layer) in pairs.items():
+    finished = finished_of(network, start)
+    layers = quantized_layers(finished)
+    assert seen.keys() == layers.keys()
+    for name, layer in layers.items():
         assert torch.equal(layer.integers.weight, seen[name][0]), name
         # float32 holds the steps of a large bias to its last bits only
         assert torch.allclose(layer.integers.bias.float(), seen[name][1], rtol=1e-6, atol=1e-2), name
@@ -110,20 +120,18 @@ def test_the_exported_integers_are_those_that_training_saw(branches, images, met
 def test_activations_in_training_are_those_of_the_integers(branches, images, method, weight_bits, activation_bits):
     target = resolve_target("tensorrt", weight_bits=weight_bits, activation_bits=activation_bits)
     start = start_of(branches, images, method, target, "noise", "feedback")
-    network = prepare_qat(start, target, weight_scales="max" if method == "inserted-bn" else "fixed")
+    network = network_of(start, weight_scales="max" if method == "inserted-bn" else "fixed")
     train(network, images)
-    finished = finish_qat(network, start, target)
+    finished = finished_of(network, start)
     trained, served = {}, {}
 
     def record(name, into, steps):
         return lambda layer, inputs: into.update({name: steps(layer, inputs[0])})
 
-    for name, module in qat_modules(network).items():
-        module.register_forward_pre_hook(record(name, trained, lambda m, x: m.input(x) / m.input.scale))
-    for name, module in finished.named_modules():
-        if hasattr(module, "input"):
-            deploy_name = ".".join(part for part in name.split(".") if part != "module")
-            module.register_forward_pre_hook(record(deploy_name, served, lambda m, x: m.input.steps(x)))
+    for name, layer in qat_layers(network).items():
+        layer.register_forward_pre_hook(record(name, trained, lambda m, x: x / m.input.scale))
+    for name, layer in quantized_layers(finished).items():
+        layer.register_forward_pre_hook(record(name, served, lambda m, x: m.input.steps(x)))
     with torch.no_grad():
         network(images)
         finished(images)
@@ -135,7 +143,7 @@ def test_activations_in_training_are_those_of_the_integers(branches, images, met
 
 def test_gradients_reach_every_parameter_of_the_branches(branches, images):
     target = resolve_target("tensorrt")
-    network = prepare_qat(start_of(branches, images, "equivalent-kernel", target), target, weight_scales="learned")
+    network = network_of(start_of(branches, images, "equivalent-kernel", target), weight_scales="learned")
     network.train()
     network(images).square().mean().backward()
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
@@ -146,7 +154,7 @@ def test_gradients_reach_every_parameter_of_the_branches(branches, images):
 
 def test_one_convolution_a_block(branches, images):
     target = resolve_target("tensorrt")
-    network = prepare_qat(start_of(branches, images, "equivalent-kernel", target), target).train()
+    network = network_of(start_of(branches, images, "equivalent-kernel", target)).train()
     called = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | RepVGGBlock):
@@ -158,11 +166,11 @@ def test_one_convolution_a_block(branches, images):
 def test_kept_layers_stay_in_float_and_train(branches, images):
     target = resolve_target("tensorrt")
     start = start_of(branches, images, "plain", target, keep_float=("first", "last"))
-    network = prepare_qat(start, target, ("first", "last"))
+    network = network_of(start)
     assert isinstance(network.head, nn.Linear)
     before = network.head.weight.detach().clone()
     train(network, images)
-    finished = finish_qat(network, start, target, ("first", "last"))
+    finished = finished_of(network, start)
     assert torch.equal(finished.head.weight, network.head.weight)
     assert not torch.equal(finished.head.weight, before)
 
@@ -171,7 +179,7 @@ def test_scales_of_activations_are_learned_or_not(branches, images):
     target = resolve_target("tensorrt")
     start = start_of(branches, images, "plain", target)
     for learned in (True, False):
-        network = prepare_qat(start, target, learned_activations=learned)
+        network = network_of(start, learned_activations=learned)
         before = network.head.input.scale.detach().clone()
         train(network, images)
         assert torch.equal(network.head.input.scale, before) is not learned
@@ -180,7 +188,7 @@ def test_scales_of_activations_are_learned_or_not(branches, images):
 
 def test_inserted_normalizations_see_the_batch_until_they_are_frozen(branches, images):
     target = resolve_target("tensorrt")
-    network = prepare_qat(start_of(branches, images, "inserted-bn", target), target).train()
+    network = network_of(start_of(branches, images, "inserted-bn", target)).train()
     source = network.stem.conv.source
     assert isinstance(source, FoldedKernel)
     before = source.bn.running_mean.clone()
@@ -197,12 +205,12 @@ def test_a_bare_start_takes_everything_from_a_state_dict(branches, images):
     target = resolve_target("onnxruntime")
     for method in METHODS:
         start = start_of(branches, images, method, target, equalization="noise", rounding="feedback")
-        network = prepare_qat(start, target, weight_scales="fixed")
+        network = network_of(start, weight_scales="fixed")
         train(network, images)
-        bare = bare_start(branches, StartOptions(method=method, ptq=PtqMethod()))
-        resumed = prepare_qat(bare, target, weight_scales="fixed")
+        bare = bare_start(branches, StartOptions(method=method, ptq=PtqMethod()), target)
+        resumed = network_of(bare, weight_scales="fixed")
         resumed.load_state_dict(network.state_dict())
-        first, second = finish_qat(network, start, target), finish_qat(resumed, bare, target)
+        first, second = finished_of(network, start), finished_of(resumed, bare)
         assert torch.equal(first(images), second(images))
 
 
@@ -214,7 +222,7 @@ def test_the_start_is_the_best_of_ptq(branches, images, method):
     aim = reparameterize(branches)(images).detach()
     for equalization, rounding in (("none", "nearest"), ("noise", "feedback")):
         start = start_of(branches, images, method, target, equalization, rounding)
-        network = prepare_qat(start, target).eval()
+        network = network_of(start).eval()
         errors[rounding] = float((network(images) - aim).detach().square().mean())
     assert errors["feedback"] < errors["nearest"]
 
@@ -233,12 +241,11 @@ def test_a_deploy_model_has_no_branches_to_train(network, images):
         start_of(network, images, "equivalent-kernel", resolve_target("tensorrt"))
 
 
-def test_ranges_of_another_network_are_refused(branches, images):
-    target = resolve_target("tensorrt")
-    start = start_of(branches, images, "plain", target)
-    ranges = {name: value for name, value in start.ranges.items() if name != "head"}
-    with pytest.raises(InputError, match="no activation range for head"):
-        prepare_qat(replace(start, ranges=ranges), target)
+def test_a_source_of_a_layer_that_is_not_rounded_is_refused(branches, images):
+    start = start_of(branches, images, "equivalent-kernel", resolve_target("tensorrt"))
+    sources = {**start.sources, "stem.convolution": start.sources["stem.conv"]}
+    with pytest.raises(InputError, match=r"sources were given for stem\.convolution; the layers"):
+        network_of(replace(start, sources=sources))
 
 
 def test_inserted_statistics_can_come_from_elsewhere(branches, images):
@@ -256,15 +263,15 @@ def test_identities_set_apart_train_as_residuals(branches, images, method, targe
     target = resolve_target(target_name, weight_bits=4)
     options = StartOptions(method=method, ptq=PtqMethod(identity="residual"), calibrator="max")
     start = start_qat(branches, options, target, lambda: [images], lambda: [images])
-    network = prepare_qat(start, target)
+    network = network_of(start)
     train(network, images)
-    finished = finish_qat(network.eval(), start, target)
+    finished = finished_of(network, start)
     with torch.no_grad():
         simulated, trained = finished(images), network(images)
     assert torch.allclose(simulated, trained, atol=0.02 * float(trained.abs().max()) + 1e-4)
-    resumed = prepare_qat(bare_start(branches, options), target)
+    resumed = network_of(bare_start(branches, options, target))
     resumed.load_state_dict(network.state_dict())
-    assert torch.equal(finish_qat(resumed, start, target)(images), finished(images))
+    assert torch.equal(finished_of(resumed, start)(images), finished(images))
 
 
 @pytest.mark.parametrize("identity", ["fused", "residual"])
@@ -272,12 +279,13 @@ def test_the_float_model_that_is_saved_has_the_rounded_weights(branches, images,
     target = resolve_target("tensorrt", weight_bits=4)
     options = StartOptions(method="equivalent-kernel", ptq=PtqMethod(identity=identity), calibrator="max")
     start = start_qat(branches, options, target, lambda: [images], lambda: [images])
-    network = prepare_qat(start, target, weight_scales="fixed")
+    network = network_of(start, weight_scales="fixed")
     train(network, images)
-    finished = finish_qat(network, start, target)
-    rounded = rounded_deploy(trained_deploy(network, start), finished)
-    for name, (layer, quantized) in layer_pairs(rounded, finished).items():
-        assert torch.equal(layer.weight, quantized.integers.float_weight()), name
+    finished = finish_qat(network, start.graph, start.plan)
+    simulated = finished.simulated()
+    rounded = rounded_deploy(start.deploy, finished.graph, simulated)
+    for name, layer in quantized_layers(simulated).items():
+        assert torch.equal(rounded.get_parameter(f"{name}.weight"), layer.integers.float_weight()), name
     merged = merge_residuals(rounded)
     assert merged.state_dict().keys() == reparameterize(branches).state_dict().keys()
     with torch.no_grad():

@@ -6,7 +6,7 @@ from torch import nn
 
 from repquant.errors import InputError
 from repquant.models.reparam import reparameterize
-from repquant.quant.insert_bn import (
+from repquant.repvgg.insert_bn import (
     deploy_convolutions,
     insert_bn,
     load_inserted_bn,
