@@ -15,9 +15,8 @@ from repquant.check import require_taken
 from repquant.errors import InputError
 from repquant.export.onnx import export_graph
 from repquant.graph.batches import example_of, first_images, rereadable
-from repquant.graph.capture import Captured, capture
+from repquant.graph.capture import Captured
 from repquant.graph.layout import Layout, find_layout
-from repquant.graph.linear import merge
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan, make_plan
 from repquant.graph.run import Batch
@@ -25,6 +24,7 @@ from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.ptq import PtqMethod, prepare, round_graph
 from repquant.methods.rounded import Rounded
 from repquant.numerics.histogram import Histogram
+from repquant.reparameterize import reparameterize
 from repquant.simulation.network import quantized_layers, simulate
 from repquant.targets.target import Target, resolve_target
 
@@ -125,7 +125,7 @@ class Calibrated:
     target: Target
     method: PtqMethod
 
-    def plan(self, calibrator: Calibrator, *, percentile: float = 99.99) -> Plan:
+    def plan(self, calibrator: str, *, percentile: float = 99.99) -> Plan:
         """Return the plan with the ranges that a calibrator finds."""
         ranges = activation_ranges(calibrator, self.histograms, self.target, percentile=percentile)
         return make_plan(self.layout, ranges, self.target)
@@ -198,7 +198,7 @@ def collect(
     target: Target,
     method: PtqMethod,
     keep_float: Collection[str],
-    on_batch: Callable[[int], None],
+    on_batch: Callable[[int], None] = lambda _: None,
 ) -> Calibrated:
     """Return a prepared network with the histograms of one pass over the batches."""
     layout = find_layout(prepared, target, keep_float)
@@ -210,7 +210,7 @@ def captured(model: nn.Module, batches: Iterable[Batch], example: Any = None) ->
     """Return a network as a graph with its linear branches merged; one that is a captured graph already as it is."""
     if isinstance(model, fx.GraphModule) and isinstance(model.meta.get("repquant"), Captured):
         return model
-    return merge(capture(model, example_of(model, batches) if example is None else example))
+    return reparameterize(model, example_of(model, batches) if example is None else example)
 
 
 def served_here(target: str | Target) -> Target:

@@ -34,7 +34,7 @@ def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("engine", options)
     from repquant.atomic import replace_file
-    from repquant.cli.inputs import output_file
+    from repquant.cli.outputs import output_file
     from repquant.runtimes.tensorrt_build import BuildOptions, build_engine, images_of, trtexec_line
     from repquant.runtimes.tensorrt_layers import count_kinds
     from repquant.targets.onnx_graph import read_graph
@@ -48,7 +48,7 @@ def run(options: Options) -> None:
         allow_float=options.float,
     )
     images = images_of(path, read_graph(path))
-    output = output_file(options.output, options.overwrite, (".engine", ".plan"))
+    output = output_file(options, (".engine", ".plan"))
     cache = Path(options.timing_cache or f"{output}.timing")
     line = trtexec_line(path, output, build, images)
     say(f"the same with TensorRT's own program: {line}")

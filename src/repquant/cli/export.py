@@ -40,7 +40,7 @@ def run(options: Options) -> None:
     from repquant.check import require_taken
     from repquant.cli.inputs import load_graph, open_target, transform
     from repquant.cli.outputs import output_file
-    from repquant.export.onnx import IMAGES_TO_LOGITS, export_graph
+    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
 
     output = output_file(options, (".onnx",))
     _check(options)
@@ -53,7 +53,7 @@ def run(options: Options) -> None:
     if options.calibrator:
         target = open_target(options)
         graph, skipped = _quantize(graph, options, target, checkpoint)
-    size = export_graph(graph, output, target, **IMAGES_TO_LOGITS)
+    size = export_graph(graph, output, target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
     if target:
         require_taken(output, target.name)
     if options.calibrator and options.rounding == "learned":

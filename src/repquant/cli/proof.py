@@ -63,7 +63,7 @@ def prove(
     """
     from repquant.check import require_taken
     from repquant.evaluate.stream import Pair, evaluate
-    from repquant.export.onnx import IMAGES_TO_LOGITS, export_graph
+    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
     from repquant.graph.interface import flattened
     from repquant.report.rows import measured_row
     from repquant.runtimes.available import open_runtime
@@ -71,10 +71,10 @@ def prove(
 
     simulated_only = target.activation.bits < 8
     with progress("export", 1 if simulated_only else 1 + len(quantized)) as advance:
-        sizes = {FLOAT: export_graph(float_graph, folder / f"{FLOAT}.onnx", **IMAGES_TO_LOGITS)}
+        sizes = {FLOAT: export_graph(float_graph, folder / f"{FLOAT}.onnx", inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))}
         advance(1)
         for name, model in {} if simulated_only else quantized.items():
-            sizes[name] = export_graph(model, folder / f"{name}.onnx", target, **IMAGES_TO_LOGITS)
+            sizes[name] = export_graph(model, folder / f"{name}.onnx", target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
             require_taken(folder / f"{name}.onnx", target.name)
             advance(1)
 

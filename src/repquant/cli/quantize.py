@@ -24,6 +24,8 @@ from repquant.cli.options import (
 from repquant.option_ranges import POSITIVE_COUNT, Numbers
 
 if TYPE_CHECKING:
+    from repquant.methods.judges import Score
+    from repquant.methods.search import Candidate
     from repquant.report.rows import Row
 
 
@@ -52,14 +54,13 @@ def run(options: Options) -> None:
     config = show_configuration("quantize", options)
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
-    from repquant.cli.attempts import Attempts
     from repquant.cli.inputs import (
         check_runtimes,
         file_sha256,
         has_validation,
         held_back_loader,
         kept_names,
-        load_deploy_network,
+        load_graph,
         open_calibration,
         open_loader,
         open_target,
@@ -69,11 +70,11 @@ def run(options: Options) -> None:
     )
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
-    from repquant.models.shortcut import count_identities
-    from repquant.quant.search import methods, search
+    from repquant.cli.quantizing import ImagesOf
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
     from repquant.runtimes.available import ENGINES, installed, require
+    from repquant.search import search
 
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
@@ -83,35 +84,37 @@ def run(options: Options) -> None:
     output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
-        model = load_deploy_network(options)
+        graph = load_graph(options, options.image_size)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         is_labelled = has_validation(options.data)
         evaluation = open_loader(options, "val", options.num_classes) if is_labelled else held_back
-        attempts = Attempts(
-            model, target, calibration, held_back, kept, percentile=options.percentile, minutes=options.minutes
+        found = search(
+            graph,
+            ImagesOf(calibration.ranges),
+            target=target,
+            max_drop=options.max_drop,
+            held_back=ImagesOf(held_back),
+            minutes=options.minutes,
+            keep_float=kept,
+            percentile=options.percentile,
+            rounding_images=options.rounding_images,
+            on_attempt=_say_attempt,
         )
-        outcome = search(
-            methods(count_identities(model) > 0),
-            (attempts.learn, attempts.keep_layers),
-            attempts,
-            options.max_drop,
-            attempts.out_of_time,
-        )
+        outcome = found.outcome
         chosen = outcome.attempts[outcome.best][0]
         say(outcome.reason)
 
         proof = prove(
-            model,
-            {chosen.calibrator: attempts.network(chosen)},
+            graph,
+            {chosen.calibrator: found.module},
             evaluation,
             runtimes,
-            options.image_size,
             folder,
             output,
             target,
         )
-        tried = zip(outcome.attempts, attempts.seconds, strict=True)
+        tried = zip(outcome.attempts, found.seconds, strict=True)
         record = Record(
             command="quantize",
             output=options.output,
@@ -123,7 +126,7 @@ def run(options: Options) -> None:
             ),
             notes=(
                 outcome.reason,
-                *attempts.notes,
+                *found.notes,
                 *([target.note] if target.note else []),
                 *saturation_notes(target, runtimes),
                 *surprises(options.max_drop, proof.rows if is_labelled and outcome.met else ()),
@@ -138,10 +141,10 @@ def run(options: Options) -> None:
                 AttemptRecord(
                     name=candidate.name,
                     keep_float=candidate.keep_float,
-                    images=attempts.images,
+                    images=held_back.images - len(held_back.skipped),
                     agreement=score.agreement,
                     kl=score.kl,
-                    expected_drop=score.expected_drop,
+                    expected_drop=score.drop,
                     seconds=spent,
                     chosen=index == outcome.best,
                 )
@@ -154,8 +157,15 @@ def run(options: Options) -> None:
     best_score = outcome.attempts[outcome.best][1]
     finish(
         headline(record)
-        | {"max_drop": options.max_drop, "met": outcome.met, "expected_drop": round(best_score.expected_drop, 6)}
+        | {"max_drop": options.max_drop, "met": outcome.met, "expected_drop": round(best_score.drop, 6)}
         | {"chosen": chosen.name, "keep_float": list(chosen.keep_float), "reason": outcome.reason}
+    )
+
+
+def _say_attempt(candidate: Candidate, score: Score, seconds: float) -> None:
+    say(
+        f"{candidate.name}: expected drop {score.drop:.3f} points, agreement {score.agreement:.2f} %, "
+        f"KL {score.kl:.2e}, {seconds:.0f} s"
     )
 
 

@@ -145,9 +145,13 @@ def _read(
         observers.setdefault(operands(node)[0].name, []).append(moments[name].update)
     first = _FirstImages(graph, batches)
     for name, statistics in ranges.items():
-        observers[name].append(lambda value, statistics=statistics: statistics.update(value, first.batch_size))
+        observers[name].append(_ranging(statistics, first))
     observe(graph, first, {name: _each(parts) for name, parts in observers.items()}, on_batch)
     return _Readings(moments=moments, ranges=ranges, images=first.images)
+
+
+def _ranging(statistics: ChannelRanges, images: _FirstImages) -> Observer:
+    return lambda value: statistics.update(value, images.batch_size)
 
 
 def _each(observers: Sequence[Observer]) -> Observer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from repquant.errors import InputError
-from repquant.option_ranges import EPOCHS, POSITIVE_COUNT, SHARE, Numbers
+from repquant.option_ranges import EPOCHS, SHARE, Numbers
 from repquant.train.recipe import DECAY, TRAINING_BATCH, WARMUP, WEIGHT, Recipe, setting
 
 WEIGHT_SCALES = ("auto", "fixed", "learned", "max")

@@ -45,8 +45,8 @@ def trail_table(record: Record) -> Table:
         table.add_row(
             attempt.name,
             f"{attempt.expected_drop:.3f}",
-            f"{attempt.agreement:.2f}",
-            f"{1000 * attempt.kl:.2f}",
+            _number(attempt.agreement, 2),
+            _number(attempt.kl, 2, factor=1000),
             f"{attempt.seconds:.0f}",
             " <" if attempt.chosen else "",
         )

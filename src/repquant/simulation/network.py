@@ -3,7 +3,7 @@
 from torch import Tensor, fx, nn
 
 from repquant.graph.copies import copy_graph
-from repquant.graph.layers import free_name
+from repquant.graph.names import free_name
 from repquant.graph.operators import Kind, find_operator
 from repquant.graph.plan import Plan
 from repquant.simulation.integers import weight_grid
