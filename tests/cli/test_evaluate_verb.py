@@ -60,5 +60,5 @@ def test_logits_that_are_no_numbers_are_an_error_in_a_sentence(evaluate, weights
     torch.save(tensors, tmp_path / "huge.pth")
     status, out, err = evaluate("--arch", "RepVGG-tiny", "--weights", "huge.pth")
     assert (status, out) == (1, "")
-    assert "returned NaN or infinite logits" in err
+    assert "returned NaN or infinite values" in err
     assert "Traceback" not in err

@@ -104,7 +104,12 @@ def test_fixed_batch(engine, tmp_path):
         runtime(np.zeros((1, 3, 8, 8), np.float32))
 
 
-def test_model_that_is_no_classifier(engine, tmp_path):
+def test_several_inputs_and_outputs(engine, tmp_path):
     save_flatten(tmp_path / "two.onnx", {"a": ["n", 3, 8, 8], "b": ["n", 3, 8, 8]})
-    with pytest.raises(InputError, match=r"two\.onnx has 2 inputs and 2 outputs; a classifier with one input"):
-        engine(tmp_path / "two.onnx")
+    runtime = engine(tmp_path / "two.onnx")
+    assert runtime.input_names == ("a", "b")
+    a, b = (np.full((2, 3, 8, 8), value, np.float32) for value in (1, 2))
+    outputs = runtime(a, b)
+    assert [(x.shape, float(x.max())) for x in outputs] == [((2, 192), 1), ((2, 192), 2)]
+    with pytest.raises(InputError, match=r"two\.onnx takes 2 inputs, not 1"):
+        runtime(a)

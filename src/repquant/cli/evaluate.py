@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Options(DataOptions):
     """Options of `repquant evaluate`."""
 
-    runtimes: str = option("what executes the model: pytorch, onnxruntime, openvino, with commas", "pytorch")
-    model: str = option("ONNX file, for onnxruntime and openvino", "")
+    runtimes: str = option("what executes the model: pytorch, onnxruntime, openvino, tensorrt, with commas", "pytorch")
+    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt", "")
     arch: str = option("architecture of the checkpoint, for pytorch", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
     num_classes: int = option("number of classes of the model", 1000)
@@ -86,13 +86,13 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
     import torch
 
     from repquant.cli.inputs import load_network
-    from repquant.runtimes.available import ENGINES, open_runtime, require
+    from repquant.runtimes.available import ENGINES, installed, open_classifier, require
     from repquant.runtimes.pytorch import PyTorchRuntime
 
     # An engine takes all cores by itself; of several processes each keeps to what torchrun gives it.
     threads = torch.get_num_threads() if ranks.world_size > 1 else None
     engines: dict[str, Runtime] = {}
-    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes"):
+    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes", installed()):
         require(name)
         if name == "pytorch":
             if not (options.weights and options.arch):
@@ -101,6 +101,6 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
             engines[name] = PyTorchRuntime(load_network(checkpoint).to(device))
         else:
             if not options.model:
-                raise InputError(f"the runtime {name} runs an ONNX file; pass --model")
-            engines[name] = open_runtime(name, Path(options.model), threads)
+                raise InputError(f"the runtime {name} runs a file; pass --model")
+            engines[name] = open_classifier(name, Path(options.model), threads)
     return engines

@@ -20,12 +20,14 @@ from repquant.cli.options import (
 from repquant.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from repquant.data.calibration import CalibrationSubset
     from repquant.data.datasets import ImageSource, Split
     from repquant.data.loading import Loader
     from repquant.data.transforms import EvalTransform
+    from repquant.methods.ptq import PtqMethod
     from repquant.models.network import RepVGG
-    from repquant.quant.ptq import PtqMethod
     from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
@@ -49,6 +51,15 @@ def load_deploy_network(options: ModelOptions) -> RepVGG:
     from repquant.models.reparam import reparameterize
 
     return reparameterize(load_network(options))
+
+
+def load_graph(options: ModelOptions, image_size: int) -> fx.GraphModule:
+    """Return the float network in deploy form as a captured graph, for images of a size in pixels."""
+    import torch
+
+    from repquant.graph.capture import capture
+
+    return capture(load_deploy_network(options), torch.zeros(2, 3, image_size, image_size))
 
 
 def transform(options: ImageOptions) -> EvalTransform:
@@ -224,8 +235,8 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
     if given and options.rounding != "learned":
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"{names}: for learned rounding alone, and it is {options.rounding}; pass --rounding learned")
-    from repquant.quant.ptq import PtqMethod
-    from repquant.quant.reconstruct import ReconstructionOptions
+    from repquant.methods.ptq import PtqMethod
+    from repquant.methods.reconstruct import ReconstructionOptions
 
     return PtqMethod(
         equalization=options.equalization,  # type: ignore[arg-type]  # the names are checked there

@@ -22,6 +22,8 @@ VERBS = {
     "ptq": "quantize after training, export, and measure on the runtimes",
     "analyze": "where quantization loses, layer by layer, and what to do about it",
     "export": "write an ONNX file, float or INT8, without measuring it",
+    "check": "what a target would refuse in an ONNX file or run in float, and why",
+    "engine": "build a TensorRT engine from an ONNX file, and tell what runs in integers",
     "evaluate": "top-1, top-5 and throughput of a model on any runtime",
     "train": "train a network with its branches",
     "qat": "train on with rounding in the loop, and end as ptq does: for what quantization after training can't keep",

@@ -14,15 +14,24 @@ def option(help: str, default: Any = MISSING) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def split_names(value: str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """Return the names in a comma-separated list, in order and without repetition; `all` stands for all of them.
+def argument(help: str) -> Any:
+    """Return a required field that is given by its place instead of by a flag."""
+    return field(metadata={"help": help, "positional": True})
+
+
+def split_names(
+    value: str, allowed: tuple[str, ...], what: str, everything: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """Return the names in a comma-separated list, in order and without repetition.
+
+    `all` stands for `everything`, or for all that are allowed.
 
     Raises:
         InputError: a name that is not allowed, or none at all.
     """
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     if names == ("all",):
-        return allowed
+        return allowed if everything is None else everything
     unknown = [name for name in names if name not in allowed]
     if unknown or not names:
         given = ", ".join(map(repr, unknown)) or "nothing"

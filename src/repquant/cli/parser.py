@@ -32,10 +32,16 @@ def with_suggestion(message: str, keys: Iterable[str]) -> str:
 
 
 def add_options(parser: ArgumentParser, options: type) -> None:
-    """Add `--config` and one dashed option for each field of a dataclass made with `options.option`."""
+    """Add `--config` and one dashed option for each field of a dataclass made with `options.option`.
+
+    Fields made with `options.argument` are given by their place.
+    """
     parser.add_argument("--config", action="config", help="YAML file with any of these options, words joined by _")
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
+        if field.metadata.get("positional"):
+            parser.add_argument(field.name, type=hints[field.name], help=field.metadata["help"])
+            continue
         flag = f"--{field.name.replace('_', '-')}"
         settings: dict[str, Any] = {"type": hints[field.name], "help": field.metadata["help"]}
         if field.default is dataclasses.MISSING:

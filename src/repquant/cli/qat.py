@@ -53,7 +53,7 @@ class Options(Settings, RunOptions):
     """Options of `repquant qat`."""
 
     runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
+        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
     )
 
@@ -96,7 +96,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     from repquant.repvgg.insert_bn import load_inserted_bn
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
     from repquant.repvgg.qat_task import RepVGGQatTask
-    from repquant.runtimes.available import ENGINES, require
+    from repquant.runtimes.available import ENGINES, installed, require
     from repquant.train.checkpoint import newest_checkpoint, open_run
     from repquant.train.loop import Trainer
 
@@ -104,7 +104,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
+    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
         require(name)
     target = open_target(options)
@@ -245,7 +245,7 @@ def _start(
 
 
 def _start_options(settings: Settings) -> StartOptions:
-    from repquant.quant.ptq import PtqMethod
+    from repquant.methods.ptq import PtqMethod
     from repquant.repvgg.qat_start import StartOptions
 
     return StartOptions(

@@ -37,7 +37,7 @@ class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, Mod
     rounding_images: int = option("calibration images that weights are rounded for", 256)
     held_back_images: int = option("images of the calibration split, other ones, to judge attempts on", 512)
     runtimes: str = option(
-        "what proves the result: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
+        "what proves the result: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
     )
 
@@ -67,13 +67,13 @@ def run(options: Options) -> None:
     from repquant.quant.search import methods, search
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
-    from repquant.runtimes.available import ENGINES, require
+    from repquant.runtimes.available import ENGINES, installed, require
 
     if options.max_drop < 0:
         raise InputError(f"--max-drop {options.max_drop} is negative; 0 accepts only the same top-1 everywhere")
     if options.minutes <= 0:
         raise InputError(f"--minutes {options.minutes} is not positive; give the time that the search may take")
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
+    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
         require(name)
     if options.rounding_images < 1:

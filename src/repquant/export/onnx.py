@@ -24,6 +24,8 @@ OPSET = 21
 OPSET_OF_TENSORRT_8 = 17
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
+IMAGES_TO_LOGITS = {"inputs": (INPUT_NAME,), "outputs": (OUTPUT_NAME,)}
+"""The names in a classifier's file."""
 
 
 def export_onnx(model: nn.Module, path: Path, image_size: int | tuple[int, int], target: Target | None = None) -> int:

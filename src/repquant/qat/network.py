@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from repquant.errors import InputError
 from repquant.graph.copies import copy_graph
-from repquant.graph.layers import free_name
+from repquant.graph.names import free_name
 from repquant.graph.operators import operands
 from repquant.graph.plan import Plan
 from repquant.methods.rounded import Rounded

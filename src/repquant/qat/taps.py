@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, fx, nn
 
-from repquant.graph.layers import free_name
+from repquant.graph.names import free_name
 
 aten = torch.ops.aten
 

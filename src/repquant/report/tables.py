@@ -105,6 +105,9 @@ _TOP1 = Column("top-1\n%", lambda row: _number(row.top1, 2))
 _TIME = Column("time\ns", lambda row: _number(row.seconds, 1))
 _SIZE = Column("size\nMB", lambda row: _number(row.file_bytes, 2, factor=1 / _BYTES_PER_MB))
 
+OUTPUT = Column("output\n", lambda row: row.output or _NONE)
+METRIC = Column("metric\n", lambda row: _number(row.metric, 4))
+
 COMPARISON = (
     _TOP1,
     Column("drop\n", lambda row: _number(row.drop, 2)),

@@ -17,15 +17,13 @@ from repquant.graph.layout import find_layout
 from repquant.graph.plan import Plan, make_plan
 from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.feedback import round_weights
+from repquant.methods.ptq import PtqMethod
+from repquant.methods.weight_grids import find_weight_grids
 from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import split_identity
-from repquant.numerics.affine import Grid
 from repquant.qat.kernels import KernelSource
-from repquant.quant.convert import Layer
 from repquant.quant.equalize import apply_scales, find_scales
-from repquant.quant.ptq import PtqMethod
-from repquant.quant.weight_grids import least_squares_grid
 from repquant.repvgg.branches import absorb, is_residual, normalize_branches, scale_branches, training_blocks
 from repquant.repvgg.insert_bn import NormalizedConv2d, insert_bn, measure_outputs, without_statistics
 from repquant.repvgg.kernels import EquivalentKernel, FoldedKernel
@@ -125,8 +123,7 @@ def start_qat(
     histograms = collect_histograms(graph, layout, calibration())
     ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
     plan = make_plan(layout, ranges, target)
-    if method.weight_ranges == "mse":
-        plan = replace(plan, weight_grids=_least_squares_grids(deploy, plan))
+    plan = replace(plan, weight_grids=find_weight_grids(graph, method.weight_ranges, plan))
     if method.rounding == "feedback" and (parts := list(rounding())):
         rounded = round_weights(graph, plan, parts)
         deploy, graph, plan = with_parameters_of(deploy, rounded.graph), rounded.graph, rounded.plan
@@ -193,15 +190,6 @@ def require_branches(model: RepVGG, method: str) -> None:
 
 def _set_apart(deploy: RepVGG, method: PtqMethod) -> RepVGG:
     return deploy if method.identity == "fused" else split_identity(deploy, "residual")
-
-
-def _least_squares_grids(deploy: RepVGG, plan: Plan) -> dict[str, Grid]:
-    grids = {}
-    for name in plan.layout.layers:
-        layer = deploy.get_submodule(name)
-        assert isinstance(layer, Layer)
-        grids[name] = least_squares_grid(layer, plan.input_scale(name), plan.target.weight)
-    return grids
 
 
 def _start(

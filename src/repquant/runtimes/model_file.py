@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from repquant.errors import InputError
+from repquant.runtimes.interface import Array
 
 
 def require_file(path: Path) -> Path:
@@ -26,7 +30,7 @@ def cannot_load(path: Path, engine: str, error: Exception) -> InputError:
     return InputError(f"{engine} can't load {path}: {reason}; is it a complete ONNX file?")
 
 
-def check_interface(path: Path, inputs: int, outputs: int) -> None:
+def require_classifier(path: Path, inputs: int, outputs: int) -> None:
     """Accept a model with one input and one output.
 
     Raises:
@@ -37,6 +41,24 @@ def check_interface(path: Path, inputs: int, outputs: int) -> None:
             f"model {path} has {inputs} inputs and {outputs} outputs; "
             "a classifier with one input (images) and one output (logits) is needed"
         )
+
+
+def check_inputs(path: Path, expected: Sequence[Sequence[int | None]], given: Sequence[Sequence[int]]) -> None:
+    """Accept inputs of the number and the shapes that the model takes; see `check_images`.
+
+    Raises:
+        InputError: another number of inputs, or another shape.
+    """
+    if len(expected) != len(given):
+        raise InputError(f"model {path} takes {len(expected)} inputs, not {len(given)}")
+    for shape, given_shape in zip(expected, given, strict=True):
+        check_images(path, shape, given_shape)
+
+
+def as_outputs(results: Sequence[Any]) -> Array | tuple[Array, ...]:
+    """Return what an engine gave: the output by itself where there is one, else a tuple."""
+    arrays = tuple(np.asarray(result) for result in results)
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 def check_images(path: Path, expected: Sequence[int | None], given: Sequence[int]) -> None:

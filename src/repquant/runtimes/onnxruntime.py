@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import quantize_before_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
-from repquant.runtimes.precise_products import PRECISE, may_saturate, own_constants
+from repquant.runtimes.interface import Array
+from repquant.runtimes.model_file import as_outputs, cannot_load, check_inputs, require_file
+from repquant.runtimes.precise_products import PRECISE, own_constants
+from repquant.targets.cpu_rules import may_saturate
 
 _ERRORS_ONLY = 3
 
@@ -25,6 +25,9 @@ class OnnxRuntime:
     Args:
         path: the .onnx file.
         threads: threads inside an operator; None leaves the choice (all cores) to ONNX Runtime.
+
+    Attributes:
+        input_names, output_names: as the file has them.
 
     Raises:
         InputError: no such file, not a model that ONNX Runtime can load, or, when called, images of a
@@ -53,14 +56,14 @@ class OnnxRuntime:
             )
         except Exception as error:  # its exceptions share no base class of their own
             raise cannot_load(path, "ONNX Runtime", error) from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        check_interface(path, len(inputs), len(outputs))
-        self._input = inputs[0].name
+        self.input_names = tuple(node.name for node in self._session.get_inputs())
+        self.output_names = tuple(node.name for node in self._session.get_outputs())
         # A size that is not fixed has a string for a name, or None.
-        self._shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
+        self._shapes = [
+            [size if isinstance(size, int) else None for size in node.shape] for node in self._session.get_inputs()
+        ]
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K)."""
-        check_images(self._path, self._shape, images.shape)
-        (logits,) = self._session.run(None, {self._input: images})
-        return np.asarray(logits)
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
+        """Return the output for the inputs, or a tuple where there are several."""
+        check_inputs(self._path, self._shapes, [x.shape for x in inputs])
+        return as_outputs(self._session.run(None, dict(zip(self.input_names, inputs, strict=True))))

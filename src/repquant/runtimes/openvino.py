@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
+from repquant.runtimes.interface import Array
+from repquant.runtimes.model_file import as_outputs, cannot_load, check_inputs, require_file
 
 
 class OpenVinoRuntime:
@@ -20,6 +19,9 @@ class OpenVinoRuntime:
     Args:
         path: the .onnx file.
         threads: threads of an inference; None leaves the choice (all cores) to OpenVINO.
+
+    Attributes:
+        input_names, output_names: as the file has them.
 
     Raises:
         InputError: no such file, not a model that OpenVINO can load, or, when called, images of a shape
@@ -49,14 +51,18 @@ class OpenVinoRuntime:
             model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
-        check_interface(path, len(model.inputs), len(model.outputs))
+        self.input_names = tuple(port.any_name for port in model.inputs)
+        self.output_names = tuple(port.any_name for port in model.outputs)
         self._request = model.create_infer_request()
-        self._shape = [size.get_length() if size.is_static else None for size in model.input(0).get_partial_shape()]
+        self._shapes = [
+            [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+            for port in model.inputs
+        ]
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K)."""
-        check_images(self._path, self._shape, images.shape)
-        # Shared input: the array outlives this synchronous call. The output is copied out of the request, whose
-        # buffer the next call overwrites.
-        logits = self._request.infer([images], share_inputs=True, share_outputs=False)[0]
-        return np.asarray(logits)
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
+        """Return the output for the inputs, or a tuple where there are several."""
+        check_inputs(self._path, self._shapes, [x.shape for x in inputs])
+        # Shared inputs: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
+        # buffers the next call overwrites.
+        results = self._request.infer(list(inputs), share_inputs=True, share_outputs=False)
+        return as_outputs([results[position] for position in range(len(self.output_names))])

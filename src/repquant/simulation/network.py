@@ -3,7 +3,7 @@
 from torch import Tensor, fx, nn
 
 from repquant.graph.copies import copy_graph
-from repquant.graph.layers import free_name
+from repquant.graph.names import free_name
 from repquant.graph.operators import Kind, find_operator
 from repquant.graph.plan import Plan
 from repquant.simulation.integers import weight_grid
@@ -48,6 +48,13 @@ def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 def quantized_layers(simulated: nn.Module) -> dict[str, QuantizedLayer]:
     """Return the layers of a simulated network that compute in integers, by name, in the order of registration."""
     return {name: layer for name, layer in simulated.named_modules() if isinstance(layer, QuantizedLayer)}
+
+
+def read_by_layers(simulated: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """Return the nodes that layers of a simulated network read, by the name of the layer, in the order of computing."""
+    layers = quantized_layers(simulated)
+    calls = (node for node in simulated.graph.nodes if node.op == "call_module" and node.target in layers)
+    return {str(node.target): tuple(node.all_input_nodes) for node in calls}
 
 
 def _integer_layer(layer: nn.Module, name: str, plan: Plan) -> QuantizedLayer:
