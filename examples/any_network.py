@@ -1,6 +1,6 @@
 """A network of your own, with residuals and squeeze-and-excite, without a line about quantization in it.
 
-    python examples/any_network.py
+python examples/any_network.py
 """
 
 import torch

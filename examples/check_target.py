@@ -1,6 +1,6 @@
 """What TensorRT would refuse in a file, or run in float, found without TensorRT.
 
-    python examples/check_target.py
+python examples/check_target.py
 """
 
 from pathlib import Path

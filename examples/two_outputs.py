@@ -1,6 +1,6 @@
 """A network with two outputs, judged by a metric of your own.
 
-    python examples/two_outputs.py
+python examples/two_outputs.py
 """
 
 from collections.abc import Callable

@@ -36,7 +36,7 @@ _HOMES = {
 }
 
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __dir__() -> list[str]:

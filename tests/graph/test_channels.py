@@ -204,7 +204,20 @@ class RandomNetwork(nn.Module):
 
     def forward(self, x):
         choices = random.Random(self.seed)
-        kinds = "residual difference cat split excite up shuffle product pinned places plain plain".split()
+        kinds = [
+            "residual",
+            "difference",
+            "cat",
+            "split",
+            "excite",
+            "up",
+            "shuffle",
+            "product",
+            "pinned",
+            "places",
+            "plain",
+            "plain",
+        ]
         maps = [self.stem(x)]
         for index in range(self.steps):
             maps.append(self.step(choices.choice(kinds), index, maps[-1], choices.choice(maps)))

@@ -107,3 +107,15 @@ def test_no_images_and_unknown_averaging(network):
         measure_outputs(network, [])
     with pytest.raises(InputError, match="averaging 'median' was given; allowed are exact, ema"):
         measure_outputs(network, [], "median")
+
+
+@pytest.mark.parametrize("momentum", [2, 0, -1, float("nan")])
+def test_a_momentum_that_gives_no_average(network, images, momentum):
+    with pytest.raises(InputError, match="allowed is more than 0 and at most 1"):
+        measure_outputs(network, [images], "ema", momentum)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_statistics_that_are_no_numbers_are_not_inserted(network, images, value):
+    with pytest.raises(InputError, match=r"the statistics of .* are no numbers"):
+        insert_bn(network, measure_outputs(network, [images * value]))

@@ -237,7 +237,7 @@ def test_a_learning_rate_that_is_not_given_suits_the_number_of_steps(changes, st
 
 def test_float_training_has_no_learning_rate_of_its_own():
     assert recipe_of(learning_rate=0.0).learning_rate == 0
-    with pytest.raises(InputError, match=r"--learning-rate 0\.0 was given; allowed is a positive number"):
+    with pytest.raises(InputError, match=r"--learning-rate 0\.0 was given; allowed is more than 0"):
         Recipe(arch="few", learning_rate=0.0)
     with pytest.raises(InputError, match=r"--learning-rate -1\.0 was given"):
         recipe_of(learning_rate=-1.0)

@@ -9,7 +9,6 @@ analysis.json, analysis.md and figures.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 
 from repquant.cli.console import finish, progress, say, show, show_configuration
@@ -23,6 +22,7 @@ from repquant.cli.options import (
     option,
 )
 from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
     calibrator: str = option("max, percentile, mse or entropy", "mse")
     equalization: str = option("scale channels before rounding: none, noise or ranges", "none")
     rounding: str = option("nearest (and biases corrected), feedback or learned", "nearest")
-    analysis_images: int = option("images of the calibration split, other ones where it has enough, to compare on", 256)
+    analysis_images: int = option(
+        "images of the calibration split, other ones where it has enough, to compare on", 256, POSITIVE_COUNT
+    )
 
 
 def run(options: Options) -> None:
@@ -51,6 +53,7 @@ def run(options: Options) -> None:
         transform,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.quantizing import calibrate, quantize
     from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
@@ -75,7 +78,7 @@ def run(options: Options) -> None:
         raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
     target, kept = open_target(options), kept_names(options)
     method = open_method(options, target)
-    output = Path(options.output)
+    output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
         model = load_deploy_network(options)

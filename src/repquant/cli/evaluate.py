@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from repquant.cli.console import finish, progress, say, show_configuration
 from repquant.cli.options import DataOptions, ModelOptions, option, split_names
 from repquant.errors import InputError
+from repquant.option_ranges import CLASSES
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ class Options(DataOptions):
     model: str = option("ONNX file, for all but pytorch; an engine for tensorrt", "")
     arch: str = option("architecture of the checkpoint, for pytorch", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
-    num_classes: int = option("number of classes of the model", 1000)
+    num_classes: int = option("number of classes of the model", 1000, CLASSES)
     split: str = option("val or train", "val")
     device: str = option("where pytorch runs: cpu or cuda", "cpu")
 
@@ -56,7 +57,7 @@ def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
     engines = _open_engines(options, ranks, device)
     loader = open_loader(options, "train" if options.split == "train" else "val", options.num_classes, ranks)
     with progress("evaluate", loader.images, shown=ranks.is_main) as advance:
-        part = evaluate(engines, loader, on_images=advance)
+        part = evaluate(engines, loader, num_classes=options.num_classes, on_images=advance)
     evaluation = Evaluation.concatenate(ranks.gather(part))
     skipped = sum(ranks.gather(len(loader.skipped)))
     if not ranks.is_main:

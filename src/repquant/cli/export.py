@@ -38,10 +38,11 @@ def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
     from repquant.check import require_taken
-    from repquant.cli.inputs import load_graph, open_target, output_file, transform
+    from repquant.cli.inputs import load_graph, open_target, transform
+    from repquant.cli.outputs import output_file
     from repquant.export.onnx import IMAGES_TO_LOGITS, export_graph
 
-    output = output_file(options.output, options.overwrite, (".onnx",))
+    output = output_file(options, (".onnx",))
     _check(options)
     transform(options)  # refuses sizes that are none, also where no image is read
     graph = load_graph(options, options.image_size)

@@ -10,7 +10,6 @@ The method of other tools is --equalization none --rounding nearest --rounding-i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 from repquant.cli.console import finish, say, show_configuration
@@ -56,6 +55,7 @@ def run(options: Options) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
     from repquant.numerics.ranges import CALIBRATORS
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     target = open_target(options)
     check_runtimes(target, runtimes)
     method = open_method(options, target)
-    output = Path(options.output)
+    output = output_folder(options)
     checkpoints = {}
     if method.rounding == "learned" and options.rounding_images > 0:
         # Beside the output folder, which appears only at the end: what has been learned survives an interruption.

@@ -14,6 +14,7 @@ goes on with a run.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import CalibrationOptions, ModelOptions, TargetOptions, option, split_names
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
+from repquant.option_ranges import COUNT
 from repquant.repvgg.qat_recipe import RepVGGQatRecipe
 from repquant.train.stopping import stoppable
 
@@ -43,7 +45,7 @@ class Settings(RepVGGQatRecipe, CalibrationOptions, TargetOptions, ModelOptions)
     identity: str = option("where identity branches go: fused (in the kernel) or residual (an addition)", "fused")
     weight_ranges: str = option("of the start: max, or mse (searched for, the diagonal is never clipped)", "max")
     rounding: str = option("of the start: feedback (for the inputs that a layer meets) or nearest", "feedback")
-    rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256)
+    rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256, COUNT)
     calibrator: str = option("of the ranges that training starts from: max, percentile, mse or entropy", "mse")
     inserted_bn: str = option("file of `repquant insert-bn`, for --method inserted-bn; default: measured here", "")
 
@@ -64,13 +66,14 @@ def run(options: Options) -> None:
         from repquant.train.distributed import started_by_torchrun
 
         # The main process calibrates for all.
-        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device):
-            _qat(options, ranks, device)
+        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device), ExitStack() as until_the_end:
+            _qat(options, ranks, device, until_the_end)
 
 
-def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
+def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: ExitStack) -> None:
     from time import perf_counter
 
+    import torch
     from torch import fx
 
     from repquant.bench.environment import environment
@@ -86,8 +89,10 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
-    from repquant.cli.training import open_images, train
+    from repquant.cli.training import begin, open_images, train
+    from repquant.graph.interface import with_example
     from repquant.models.checkpoints import save_model
     from repquant.models.reparam import reparameterize
     from repquant.models.shortcut import merge_residuals
@@ -97,10 +102,11 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
     from repquant.repvgg.qat_task import RepVGGQatTask
     from repquant.runtimes.available import ENGINES, installed, require
-    from repquant.train.checkpoint import newest_checkpoint, open_run
+    from repquant.train.checkpoint import newest_checkpoint
     from repquant.train.loop import Trainer
 
     config = show_configuration("qat", options) if ranks.is_main else {}
+    output = output_folder(options)
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
@@ -118,8 +124,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     settings = settings.with_learning_rate(settings.epochs * training.steps)
     evaluation = open_loader(options, "val", options.num_classes)
     calibration = open_calibration(options, options, options.data, options.rounding_images, settings.held_back_images)
-    output = Path(options.output)
-    ranks.from_main(lambda: open_run(output, settings, resume=options.resume))
+    begin(options, settings, ranks, until_the_end)
     newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
 
     started = perf_counter()
@@ -149,12 +154,12 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     # Checkpoints have no blocks with a shortcut: a residual goes back into the kernel.
     rounded = merge_residuals(rounded_deploy(start.deploy, finished.graph, quantized))
     save_model(rounded, output / "model.safetensors")
+    images = torch.zeros(2, 3, options.image_size, options.image_size)
     proof = prove(
-        reparameterize(model),
-        {options.method: quantized},
+        with_example(captured(reparameterize(model)), images),
+        {options.method: with_example(quantized, images)},
         evaluation,
         runtimes,
-        options.image_size,
         output,
         output,
         target,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show, show_configuration
@@ -22,7 +21,7 @@ from repquant.cli.options import (
     option,
     split_names,
 )
-from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT, Numbers
 
 if TYPE_CHECKING:
     from repquant.report.rows import Row
@@ -32,10 +31,16 @@ if TYPE_CHECKING:
 class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
     """Options of `repquant quantize`."""
 
-    max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1)
-    minutes: float = option("time to search in; the attempt under way is finished, and the best so far is proved", 10.0)
-    rounding_images: int = option("calibration images that weights are rounded for", 256)
-    held_back_images: int = option("images of the calibration split, other ones, to judge attempts on", 512)
+    max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1, Numbers(0, 100))
+    minutes: float = option(
+        "time to search in; the attempt under way is finished, and the best so far is proved",
+        10.0,
+        Numbers(0, 10**6, above=True),
+    )
+    rounding_images: int = option("calibration images that weights are rounded for", 256, POSITIVE_COUNT)
+    held_back_images: int = option(
+        "images of the calibration split, other ones, to judge attempts on", 512, POSITIVE_COUNT
+    )
     runtimes: str = option(
         "what proves the result: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
@@ -62,6 +67,7 @@ def run(options: Options) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
     from repquant.models.shortcut import count_identities
     from repquant.quant.search import methods, search
@@ -69,20 +75,12 @@ def run(options: Options) -> None:
     from repquant.report.tables import trail_table
     from repquant.runtimes.available import ENGINES, installed, require
 
-    if options.max_drop < 0:
-        raise InputError(f"--max-drop {options.max_drop} is negative; 0 accepts only the same top-1 everywhere")
-    if options.minutes <= 0:
-        raise InputError(f"--minutes {options.minutes} is not positive; give the time that the search may take")
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
         require(name)
-    if options.rounding_images < 1:
-        raise InputError(
-            f"--rounding-images {options.rounding_images} was given; the methods that are tried need images"
-        )
     target, kept = open_target(options), kept_names(options)
     check_runtimes(target, runtimes)
-    output = Path(options.output)
+    output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         model = load_deploy_network(options)

@@ -74,6 +74,7 @@ def evaluate(
     batches: Iterable[Images],
     *,
     compare: Sequence[Pair] = (),
+    num_classes: int | None = None,
     chunk_images: int = 256,
     on_images: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -88,11 +89,12 @@ def evaluate(
         batches: images and, in all batches or in none, labels.
         compare: pairs (runtime, reference) of names, for example ("entropy/pytorch", "float") for the cost of
             quantization and ("entropy/onnxruntime", "entropy/pytorch") for parity.
+        num_classes: logits an image that every runtime has to give; None for any number.
         chunk_images: images that are held in memory, at least.
         on_images: called with the number of images that all runtimes have finished since its last call.
 
     Raises:
-        InputError: there are no images, or a label that a runtime has no class for.
+        InputError: there are no images, a label that a runtime has no class for, or another number of logits.
         FloatingPointError: a runtime returned NaN or infinite values.
         ValueError: a pair names no runtime, or the logits of a pair differ in their number of classes.
     """
@@ -113,7 +115,7 @@ def evaluate(
             start = perf_counter()
             outputs = [_outputs(runtime(*arrays)) for arrays in inputs]
             seconds[name] += perf_counter() - start
-            results[name] = _checked(name, outputs, labels)
+            results[name] = _checked(name, outputs, labels, num_classes)
             if has_classes(results[name][0]):
                 predictions[name].append(Predictions.of(results[name][0], labels))
         for pair in compare:
@@ -163,15 +165,22 @@ def _outputs(result: Array | tuple[Array, ...]) -> tuple[Array, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _checked(name: str, batches: list[tuple[Array, ...]], labels: NDArray[np.int64] | None) -> tuple[Array, ...]:
+def _checked(
+    name: str, batches: list[tuple[Array, ...]], labels: NDArray[np.int64] | None, num_classes: int | None
+) -> tuple[Array, ...]:
     outputs = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
+    classes = outputs[0].shape[1] if has_classes(outputs[0]) else None
+    if num_classes is not None and classes != num_classes:
+        raise InputError(
+            f"runtime {name} gives {classes} logits an image, and the model is to have {num_classes} classes; is it a "
+            f"classifier? If it is, pass --num-classes {classes}"
+        )
     for values in outputs:
         broken = int((~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum())
         if broken:
             raise FloatingPointError(
                 f"runtime {name} returned NaN or infinite values for {broken} of {len(values)} images"
             )
-    classes = outputs[0].shape[1] if has_classes(outputs[0]) else None
     if labels is not None and classes is not None and labels.max() >= classes:
         raise InputError(
             f"runtime {name} has {classes} classes, but the images have labels up to {labels.max()}; "

@@ -1,6 +1,7 @@
 """A captured network with flat inputs and outputs, and their names, as a file has them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ def captured_of(graph: fx.GraphModule) -> Captured:
     captured = graph.meta["repquant"]
     assert isinstance(captured, Captured)
     return captured
+
+
+def with_example(graph: fx.GraphModule, example: Any) -> fx.GraphModule:
+    """Return a copy of a captured network for inputs of another size; its operators have to take them."""
+    changed = copy_graph(graph)
+    changed.meta["repquant"] = replace(captured_of(graph), example=example)
+    return changed
 
 
 def flattened(graph: fx.GraphModule) -> fx.GraphModule:

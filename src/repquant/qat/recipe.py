@@ -4,10 +4,11 @@ Nothing heavy is imported here: the command line takes its options from this dat
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Self
 
 from repquant.errors import InputError
-from repquant.train.recipe import Recipe, setting
+from repquant.option_ranges import EPOCHS, SHARE, Numbers
+from repquant.train.recipe import DECAY, TRAINING_BATCH, WARMUP, WEIGHT, Recipe, setting
 
 WEIGHT_SCALES = ("auto", "fixed", "learned", "max")
 ACTIVATION_SCALES = ("learned", "fixed")
@@ -25,19 +26,20 @@ class QatRecipe(Recipe):
         InputError: a setting is out of its range.
     """
 
-    _has_own_rate: ClassVar[bool] = True
-
-    epochs: int = setting("passes over the training images", 1)
-    batch_size: int = setting("images a step, over all processes and accumulation steps together", 64)
+    epochs: int = setting("passes over the training images", 1, EPOCHS)
+    batch_size: int = setting("images a step, over all processes and accumulation steps together", 64, TRAINING_BATCH)
     optimizer: str = setting("adamw or sgd", "adamw")
     learning_rate: float = setting(
         "peak; it falls to 0 along a cosine. With adamw in steps of each kernel's grid, so that it suits all bits. 0: "
         "1.4 / training steps, at most 0.01 (adamw), or 0.001 (sgd)",
         0.0,
+        Numbers(0, 1000),
     )
-    warmup_epochs: float = setting("epochs in which the learning rate rises linearly to its peak", 0.0)
-    weight_decay: float = setting("weight decay of kernels; scales, biases and batch normalization have none", 0.0)
-    label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.0)
+    warmup_epochs: float = setting("epochs in which the learning rate rises linearly to its peak", 0.0, WARMUP)
+    weight_decay: float = setting(
+        "weight decay of kernels; scales, biases and batch normalization have none", 0.0, WEIGHT
+    )
+    label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.0, DECAY)
     augmentation: str = setting("of training images, beside flips; center-crop is what evaluation sees", "center-crop")
     weight_scales: str = setting(
         "of kernels: fixed as at the start, learned (LSQ), max at each step, or auto: max where kernels follow moving "
@@ -45,12 +47,18 @@ class QatRecipe(Recipe):
         WEIGHT_SCALES[0],
     )
     activation_scales: str = setting("of activations: learned (LSQ), or fixed as calibrated", ACTIVATION_SCALES[0])
-    scale_rate: float = setting("learning rate of scales, as a factor on that of the kernels", 1.0)
-    distillation: float = setting("share of the loss that pulls the logits to the float model's; the rest labels", 1.0)
-    temperature: float = setting("of distillation", 1.0)
-    block_distillation: float = setting("weight of the relative squared error of the blocks' outputs to float", 0.0)
+    scale_rate: float = setting("learning rate of scales, as a factor on that of the kernels", 1.0, WEIGHT)
+    distillation: float = setting(
+        "share of the loss that pulls the logits to the float model's; the rest labels", 1.0, SHARE
+    )
+    temperature: float = setting("of distillation", 1.0, Numbers(0.01, 1000))
+    block_distillation: float = setting(
+        "weight of the relative squared error of the blocks' outputs to float", 0.0, WEIGHT
+    )
     teacher: str = setting('checkpoint to distill from, of the same classes; "": the model before quantization', "")
-    gradual_epochs: float = setting("epochs in which rounding spreads from first layer to last; 0: at once", 0.0)
+    gradual_epochs: float = setting(
+        "epochs in which rounding spreads from first layer to last; 0: at once", 0.0, WARMUP
+    )
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained with."""
@@ -65,10 +73,6 @@ class QatRecipe(Recipe):
             self.gradual_epochs <= self.epochs / 2, "gradual_epochs", f"at most {self.epochs / 2}, half of the epochs"
         )
         self._require(self.precision == "float32", "precision", "float32: under autocast, rounded values are not exact")
-        self._require(0 <= self.distillation <= 1, "distillation", "from 0 to 1")
-        self._require(0 < self.temperature < float("inf"), "temperature", "a positive number")
-        for name in ("scale_rate", "block_distillation", "gradual_epochs"):
-            self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
 
     def with_learning_rate(self, steps: int) -> Self:
         """Return the recipe with a learning rate for so many steps in place of 0.

@@ -12,16 +12,17 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from repquant.atomic import replace_file
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.models.blocks import DeployBlock
 from repquant.models.network import RepVGG
+from repquant.models.safetensors_bytes import serialized
 from repquant.numerics.moments import Moments
+from repquant.regular_files import require_regular
 
 Averaging = Literal["exact", "ema"]
 AVERAGINGS: tuple[Averaging, ...] = get_args(Averaging)
@@ -64,8 +65,10 @@ def measure_outputs(
         on_batch: called with the number of images after each batch.
 
     Raises:
-        InputError: no images, or an unknown averaging.
+        InputError: no images, an unknown averaging, or a momentum out of its range.
     """
+    if not 0 < momentum <= 1:
+        raise InputError(f"momentum {momentum} was given; allowed is more than 0 and at most 1")
     if averaging not in AVERAGINGS:
         raise InputError(f"averaging {averaging!r} was given; allowed are {', '.join(AVERAGINGS)}")
     convolutions = deploy_convolutions(model)
@@ -110,13 +113,18 @@ def insert_bn(model: RepVGG, moments: Mapping[str, Moments]) -> RepVGG:
         moments: of each block's convolution output in front of its bias, see `measure_outputs`.
 
     Raises:
-        InputError: moments of another architecture.
+        InputError: moments of another architecture, or ones that are no numbers.
     """
     convolutions = deploy_convolutions(model)
     if moments.keys() != convolutions.keys() or any(
         len(moments[name].mean) != conv.out_channels for name, conv in convolutions.items()
     ):
         raise InputError(f"the statistics are not those of a {model.spec.name}: layers or channels differ")
+    broken = [name for name, found in moments.items() if not _are_statistics(found)]
+    if broken:
+        raise InputError(
+            f"the statistics of {broken[0]} are no numbers, or negative; check the images' mean and standard deviation"
+        )
     memo: dict[int, Any] = {
         id(conv): _normalized(conv, moments[name].mean, moments[name].variance) for name, conv in convolutions.items()
     }
@@ -135,7 +143,7 @@ def save_inserted_bn(model: RepVGG, path: Path) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"arch": model.spec.name, "num_classes": str(model.num_classes), "form": _FORM}
     with replace_file(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors, metadata))
+        temporary.write_bytes(serialized(tensors, metadata))
 
 
 def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
@@ -149,11 +157,14 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
         InputError: the file can't be read, is no model with inserted normalizations, or is of another checkpoint.
     """
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dictionary
     except Exception as error:  # a damaged file can make the parser raise anything
-        raise InputError(f"can't read {path}: {error}; give a file that `repquant insert-bn` wrote") from error
+        raise InputError(
+            f"can't read {path}: {shortened(str(error))}; give a file that `repquant insert-bn` wrote"
+        ) from error
     if metadata.get("form") != _FORM:
         raise InputError(f"{path} holds no inserted batch normalizations; make it with `repquant insert-bn`")
     found = metadata.get("arch"), metadata.get("num_classes")
@@ -167,7 +178,7 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
     try:
         inserted.load_state_dict(tensors)
     except RuntimeError as error:
-        raise InputError(f"{path} is damaged: {error}; make it with `repquant insert-bn`") from error
+        raise InputError(f"{path} is damaged: {shortened(str(error))}; make it with `repquant insert-bn`") from error
     for name, conv in deploy_convolutions(model).items():
         layer = inserted.get_submodule(name)
         assert isinstance(layer, NormalizedConv2d)
@@ -182,6 +193,11 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
 def deploy_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     """Return the convolution of each block of a deploy model, by its name."""
     return {f"{name}.conv": block.conv for name, block in model.named_modules() if isinstance(block, DeployBlock)}
+
+
+def _are_statistics(moments: Moments) -> bool:
+    finite = moments.mean.float().isfinite().all() and moments.variance.float().isfinite().all()
+    return bool(finite) and bool((moments.variance >= 0).all())
 
 
 def _normalized(conv: nn.Conv2d, mean: Tensor, variance: Tensor) -> NormalizedConv2d:

@@ -6,8 +6,9 @@ Nothing heavy is imported here: the command line takes its options from this dat
 from dataclasses import dataclass
 
 from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT
 from repquant.qat.recipe import QatRecipe
-from repquant.train.recipe import setting
+from repquant.train.recipe import WARMUP, setting
 
 METHODS = ("equivalent-kernel", "plain", "inserted-bn")
 STATISTICS = ("frozen", "refreshed")
@@ -28,8 +29,8 @@ class RepVGGQatRecipe(QatRecipe):
     )
     teacher_arch: str = setting('architecture of the teacher; "": that of the model', "")
     statistics: str = setting("equivalent-kernel: of the branches' normalizations, frozen or refreshed", "frozen")
-    refresh_steps: int = setting("steps between two refreshments", 10)
-    freeze_epochs: float = setting("inserted-bn: epochs after which the statistics stay as they are", 0.5)
+    refresh_steps: int = setting("steps between two refreshments", 10, POSITIVE_COUNT)
+    freeze_epochs: float = setting("inserted-bn: epochs after which the statistics stay as they are", 0.5, WARMUP)
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained with."""
@@ -40,8 +41,6 @@ class RepVGGQatRecipe(QatRecipe):
             raise InputError(f"--teacher-arch {self.teacher_arch} was given without its checkpoint; pass --teacher too")
         if self.statistics == "refreshed" and self.method != "equivalent-kernel":
             raise InputError(f"--statistics refreshed is for --method equivalent-kernel, and it is {self.method}")
-        self._require(self.refresh_steps >= 1, "refresh_steps", "at least 1")
-        self._require(0 <= self.freeze_epochs < float("inf"), "freeze_epochs", "0 or a positive number")
         if self.refresh_steps != type(self).refresh_steps and self.statistics != "refreshed":
             raise InputError(f"--refresh-steps is for --statistics refreshed, and they are {self.statistics}")
         if self.freeze_epochs != type(self).freeze_epochs and self.method != "inserted-bn":

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from repquant.errors import InputError
+from repquant.runtimes.classifier import Classifier
 from repquant.runtimes.interface import FileRuntime
-from repquant.runtimes.model_file import require_classifier
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,10 @@ def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRunti
             raise InputError(f"runtime {name} can't run the file {path}; choose from {files}")
 
 
-def open_classifier(name: str, path: Path, threads: int | None = None) -> FileRuntime:
+def open_classifier(name: str, path: Path, threads: int | None = None) -> Classifier:
     """Load a file as `open_runtime` does, if it has one input (images) and one output (logits).
 
     Raises:
         InputError: as `open_runtime`, or a file with more of them.
     """
-    runtime = open_runtime(name, path, threads)
-    require_classifier(path, len(runtime.input_names), len(runtime.output_names))
-    return runtime
+    return Classifier(open_runtime(name, path, threads), path)

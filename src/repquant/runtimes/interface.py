@@ -1,5 +1,6 @@
 """What every engine looks like to the layers above."""
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,11 +35,11 @@ class FileRuntime(Runtime, Protocol):
     """An engine that runs a file, and so knows its inputs and outputs by name."""
 
     @property
-    def input_names(self) -> tuple[str, ...]:
-        """In the order of the call."""
+    def inputs(self) -> Mapping[str, Sequence[int | None]]:
+        """Name -> shape, in the order of the call; None stands for any size."""
         ...
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """In the order of the result."""
+    def outputs(self) -> tuple[str, ...]:
+        """Names, in the order of the result."""
         ...

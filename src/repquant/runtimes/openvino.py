@@ -1,13 +1,26 @@
 """OpenVINO on the CPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
 from repquant.runtimes.interface import Array
-from repquant.runtimes.model_file import as_outputs, cannot_load, check_inputs, require_file
+from repquant.runtimes.model_file import (
+    as_outputs,
+    cannot_load,
+    cannot_run,
+    check_inputs,
+    check_names,
+    check_type,
+    require_file,
+)
 
 
 class OpenVinoRuntime:
@@ -21,7 +34,8 @@ class OpenVinoRuntime:
         threads: threads of an inference; None leaves the choice (all cores) to OpenVINO.
 
     Attributes:
-        input_names, output_names: as the file has them.
+        inputs: name -> shape, as the file has them; None stands for any size.
+        outputs: names.
 
     Raises:
         InputError: no such file, not a model that OpenVINO can load, or, when called, images of a shape
@@ -51,18 +65,49 @@ class OpenVinoRuntime:
             model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
-        self.input_names = tuple(port.any_name for port in model.inputs)
-        self.output_names = tuple(port.any_name for port in model.outputs)
+        self._model = model
+        for port in model.inputs:
+            check_type(path, port.get_element_type().get_type_name(), "f32")
         self._request = model.create_infer_request()
-        self._shapes = [
-            [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+        self.inputs = {
+            port.any_name: tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
             for port in model.inputs
-        ]
+        }
+        self.outputs: tuple[str, ...] = tuple(port.any_name for port in model.outputs)
 
     def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
-        """Return the output for the inputs, or a tuple where there are several."""
-        check_inputs(self._path, self._shapes, [x.shape for x in inputs])
-        # Shared inputs: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
+        """Return the output for the inputs, or a tuple where there are several.
+
+        Raises:
+            InputError: inputs of a number or a shape that the model does not take.
+        """
+        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
+        results = self.run(dict(zip(self.inputs, inputs, strict=True)))
+        return as_outputs([results[name] for name in self.outputs])
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name for the inputs by name.
+
+        Raises:
+            InputError: an input is missing, or there is none of that name.
+        """
+        check_names(self._path, tuple(self.inputs), inputs)
+        # Shared input: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
         # buffers the next call overwrites.
-        results = self._request.infer(list(inputs), share_inputs=True, share_outputs=False)
-        return as_outputs([results[position] for position in range(len(self.output_names))])
+        given = [inputs[name] for name in self.inputs]
+        try:
+            results = self._request.infer(given, share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise cannot_run(self._path, "OpenVINO", error) from error
+        return {name: np.asarray(results[index]) for index, name in enumerate(self.outputs)}
+
+    def executed(self) -> tuple[Executed, ...]:
+        """Return the operators that the engine runs for this file, in their order."""
+        return tuple(
+            Executed(
+                kind=node.get_rt_info()["layerType"].astype(str),
+                name=node.get_friendly_name(),
+                is_integer=node.get_rt_info()["runtimePrecision"].astype(str) in ("i8", "u8"),
+            )
+            for node in self._model.get_runtime_model().get_ops()
+        )

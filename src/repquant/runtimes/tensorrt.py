@@ -54,17 +54,17 @@ class TensorRtRuntime:
         if context is None:
             raise InputError(f"TensorRT can't run {path}: {self._messages.reason()}; free memory of the GPU")
         self._context = context
-        self.input_names, self.output_names = self._tensors()
-        sizes = [_sizes(self._engine.get_tensor_shape(name)) for name in self.input_names]
-        self._shapes = [[None, *rest] for _, *rest in sizes]
+        names, self.outputs = self._tensors()
+        sizes = [_sizes(self._engine.get_tensor_shape(name)) for name in names]
+        self.inputs = {name: (None, *rest) for name, (_, *rest) in zip(names, sizes, strict=True)}
         self._smallest = self._largest = sizes[0][0]
         if self._largest < 0:  # it varies, within what the engine was built for
-            smallest, _, largest = self._engine.get_tensor_profile_shape(self.input_names[0], 0)
+            smallest, _, largest = self._engine.get_tensor_profile_shape(names[0], 0)
             self._smallest, self._largest = smallest[0], largest[0]
 
     def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
         """Return the output for the inputs, or a tuple where there are several."""
-        check_inputs(self._path, self._shapes, [x.shape for x in inputs])
+        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
         starts = range(0, len(inputs[0]), self._largest)
         parts = [self._run([x[start : start + self._largest] for x in inputs]) for start in starts]
         return as_outputs([np.concatenate(pieces) for pieces in zip(*parts, strict=True)])
@@ -100,10 +100,10 @@ class TensorRtRuntime:
             inputs = [np.concatenate([x, np.zeros((self._smallest - count, *x.shape[1:]), x.dtype)]) for x in inputs]
         memory, context = self._memory, self._context
         given = [memory.upload(x) for x in inputs]
-        shapes = zip(self.input_names, inputs, strict=True)
+        shapes = zip(self.inputs, inputs, strict=True)
         is_set = all(context.set_input_shape(name, tuple(x.shape)) for name, x in shapes)
-        results = [memory.allocate(_sizes(context.get_tensor_shape(name))) for name in self.output_names]
-        tensors = zip((*self.input_names, *self.output_names), (*given, *results), strict=True)
+        results = [memory.allocate(_sizes(context.get_tensor_shape(name))) for name in self.outputs]
+        tensors = zip((*self.inputs, *self.outputs), (*given, *results), strict=True)
         is_set = is_set and all(context.set_tensor_address(name, memory.address(x)) for name, x in tensors)
         if not (is_set and context.execute_async_v3(memory.stream)):
             raise InputError(f"TensorRT can't run {self._path}: {self._messages.reason()}")
