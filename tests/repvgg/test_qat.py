@@ -8,12 +8,13 @@ from repquant.errors import InputError
 from repquant.graph.layout import find_layout
 from repquant.graph.plan import make_plan
 from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.ptq import PtqMethod
+from repquant.methods.weight_grids import least_squares_grid
 from repquant.models.blocks import RepVGGBlock
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import merge_residuals
 from repquant.qat.network import finish_qat, prepare_qat, qat_layers
 from repquant.qat.quantizers import WEIGHT_SCALES
-from repquant.quant.ptq import PtqMethod
 from repquant.repvgg.insert_bn import insert_bn, measure_outputs
 from repquant.repvgg.kernels import FoldedKernel
 from repquant.repvgg.qat_start import StartOptions, bare_start, captured, rounded_deploy, start_qat
@@ -225,6 +226,21 @@ def test_the_start_is_the_best_of_ptq(branches, images, method):
         network = network_of(start).eval()
         errors[rounding] = float((network(images) - aim).detach().square().mean())
     assert errors["feedback"] < errors["nearest"]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "feedback"])
+def test_training_starts_from_the_chosen_grids(branches, images, rounding):
+    method = PtqMethod(equalization="none", weight_ranges="mse", rounding=rounding)
+    options, target = (
+        StartOptions(method="plain", ptq=method, calibrator="max"),
+        resolve_target("tensorrt", weight_bits=4),
+    )
+    start = start_qat(branches, options, target, lambda: [images], lambda: [images])
+    deploy = reparameterize(branches)
+    for name, grid in start.plan.weight_grids.items():
+        expected = least_squares_grid(deploy.get_submodule(name), start.plan.input_scale(name), target.weight)
+        assert torch.equal(grid.scale, expected.scale), name
+    assert start.plan.weight_grids.keys() == start.plan.layout.layers.keys()
 
 
 def test_what_can_not_start():

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from repquant.errors import InputError
+from repquant.methods.ptq import PtqMethod
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
 from repquant.qat.distillation import distillation_loss
 from repquant.qat.network import activation_quantizers, prepare_qat, qat_layers
 from repquant.quant.equalize import find_chain
-from repquant.quant.ptq import PtqMethod
 from repquant.repvgg.branches import scale_branches
 from repquant.repvgg.qat_recipe import RepVGGQatRecipe
 from repquant.repvgg.qat_start import StartOptions, captured, start_qat

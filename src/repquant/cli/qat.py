@@ -250,7 +250,7 @@ def _start(
 
 
 def _start_options(settings: Settings) -> StartOptions:
-    from repquant.quant.ptq import PtqMethod
+    from repquant.methods.ptq import PtqMethod
     from repquant.repvgg.qat_start import StartOptions
 
     return StartOptions(

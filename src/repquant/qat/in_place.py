@@ -3,7 +3,7 @@
 import torch
 from torch import fx
 
-from repquant.graph.layers import Layer
+from repquant.graph.operators import LAYERS
 from repquant.qat.layer import QatLayer
 
 aten = torch.ops.aten
@@ -25,5 +25,5 @@ def relu_in_place(network: fx.GraphModule) -> fx.GraphModule:
 
 def _is_overwritable(network: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(network.get_submodule(str(node.target)), QatLayer | Layer)
+        return isinstance(network.get_submodule(str(node.target)), (QatLayer, *LAYERS))
     return node.target in _OVERWRITABLE

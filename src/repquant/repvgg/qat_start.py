@@ -7,6 +7,7 @@ that will train.
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
@@ -17,15 +18,13 @@ from repquant.graph.layout import find_layout
 from repquant.graph.plan import Plan, make_plan
 from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.feedback import round_weights
+from repquant.methods.ptq import PtqMethod
+from repquant.methods.weight_grids import find_weight_grids
 from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import split_identity
-from repquant.numerics.affine import Grid
 from repquant.qat.kernels import KernelSource
-from repquant.quant.convert import Layer
 from repquant.quant.equalize import apply_scales, find_scales
-from repquant.quant.ptq import PtqMethod
-from repquant.quant.weight_grids import least_squares_grid
 from repquant.repvgg.branches import absorb, is_residual, normalize_branches, scale_branches, training_blocks
 from repquant.repvgg.insert_bn import NormalizedConv2d, insert_bn, measure_outputs, without_statistics
 from repquant.repvgg.kernels import EquivalentKernel, FoldedKernel
@@ -79,15 +78,18 @@ class QatStart:
 
     Attributes:
         deploy: the float deploy model.
-        graph: `deploy`, captured.
         plan: where it is rounded, and the grids to begin with.
         sources: layer name -> where its kernel comes from; other layers train their own.
     """
 
     deploy: RepVGG
-    graph: fx.GraphModule
     plan: Plan
     sources: Mapping[str, KernelSource]
+
+    @cached_property
+    def graph(self) -> fx.GraphModule:
+        """The deploy model, captured; by each process of a training for itself, for graphs can't be sent."""
+        return captured(self.deploy)
 
 
 def start_qat(
@@ -125,25 +127,23 @@ def start_qat(
     histograms = collect_histograms(graph, layout, calibration())
     ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
     plan = make_plan(layout, ranges, target)
-    if method.weight_ranges == "mse":
-        plan = replace(plan, weight_grids=_least_squares_grids(deploy, plan))
+    plan = replace(plan, weight_grids=find_weight_grids(graph, method.weight_ranges, plan))
     if method.rounding == "feedback" and (parts := list(rounding())):
         rounded = round_weights(graph, plan, parts)
-        deploy, graph, plan = with_parameters_of(deploy, rounded.graph), rounded.graph, rounded.plan
+        deploy, plan = with_parameters_of(deploy, rounded.graph), rounded.plan
     if options.method == "inserted-bn":
         inserted = inserted or insert_bn(deploy, measure_outputs(deploy, calibration()))
-    return _start(model, deploy, graph, plan, options.method, inserted)
+    return _start(model, deploy, plan, options.method, inserted)
 
 
 def bare_start(model: RepVGG, options: StartOptions, target: Target, keep_float: Collection[str] = ()) -> QatStart:
     """Return a start with the structure alone, for a network whose parameters and grids come from a checkpoint."""
     require_branches(model, options.method)
     deploy = _set_apart(reparameterize(model), options.ptq)
-    graph = captured(deploy)
-    layout = find_layout(graph, target, keep_float)
+    layout = find_layout(captured(deploy), target, keep_float)
     plan = make_plan(layout, dict.fromkeys(layout.tensors, (0.0, 1.0)), target)
     inserted = without_statistics(deploy) if options.method == "inserted-bn" else None
-    return _start(model, deploy, graph, plan, options.method, inserted)
+    return _start(model, deploy, plan, options.method, inserted)
 
 
 def captured(deploy: RepVGG) -> fx.GraphModule:
@@ -195,21 +195,10 @@ def _set_apart(deploy: RepVGG, method: PtqMethod) -> RepVGG:
     return deploy if method.identity == "fused" else split_identity(deploy, "residual")
 
 
-def _least_squares_grids(deploy: RepVGG, plan: Plan) -> dict[str, Grid]:
-    grids = {}
-    for name in plan.layout.layers:
-        layer = deploy.get_submodule(name)
-        assert isinstance(layer, Layer)
-        grids[name] = least_squares_grid(layer, plan.input_scale(name), plan.target.weight)
-    return grids
-
-
-def _start(
-    model: RepVGG, deploy: RepVGG, graph: fx.GraphModule, plan: Plan, method: str, inserted: RepVGG | None
-) -> QatStart:
+def _start(model: RepVGG, deploy: RepVGG, plan: Plan, method: str, inserted: RepVGG | None) -> QatStart:
     sources = _sources(model, deploy, method, inserted)
     rounded = {name: source for name, source in sources.items() if name in plan.layout.layers}
-    return QatStart(deploy=deploy, graph=graph, plan=plan, sources=rounded)
+    return QatStart(deploy=deploy, plan=plan, sources=rounded)
 
 
 def _sources(model: RepVGG, deploy: RepVGG, method: str, inserted: RepVGG | None) -> dict[str, KernelSource]:
