@@ -93,6 +93,7 @@ def test_a_residual_network_has_nothing_to_merge():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # on a busy machine the exporter takes minutes
 @pytest.mark.parametrize(
     ("name", "convolutions", "groups"),
     [
@@ -112,6 +113,7 @@ def test_every_linear_branch_is_found(name, convolutions, groups):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # on a busy machine the exporter takes minutes
 def test_a_detector_with_repconv_blocks_and_frozen_normalization():
     report = merged("rt_detr", 256)
     assert report.convolutions_after == 53
@@ -119,6 +121,7 @@ def test_a_detector_with_repconv_blocks_and_frozen_normalization():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # on a busy machine the exporter takes minutes
 def test_a_detector_that_selects_queries_is_equal_up_to_the_selection():
     """D-FINE takes the 300 best of 1,344 places; untrained, scores are closer than rounding, and places swap."""
     network = transformers_network("DFineForObjectDetection", "DFineConfig", num_labels=10)
