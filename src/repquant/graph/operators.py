@@ -201,6 +201,7 @@ OPERATORS: Mapping[Any, Operator] = MappingProxyType(
                 aten.softplus.default,
                 aten.add.Scalar,
                 aten.sub.Scalar,
+                aten.rsub.Scalar,
                 aten.div.Tensor,
             ),
             _POINTWISE,

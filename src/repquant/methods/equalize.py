@@ -20,7 +20,7 @@ from repquant.graph.layout import Layout, find_layout
 from repquant.graph.operators import find_operator, layer_nodes, operands
 from repquant.graph.run import Batch, Observer, inputs_of, observe
 from repquant.methods.channel_statistics import ChannelMoments, ChannelRanges
-from repquant.methods.diagonal import diagonal_of
+from repquant.methods.identity import diagonal_center, may_have_identity
 from repquant.methods.output_gains import output_gains
 from repquant.numerics.equalization import (
     LayerScales,
@@ -145,9 +145,13 @@ def _read(
         observers.setdefault(operands(node)[0].name, []).append(moments[name].update)
     first = _FirstImages(graph, batches)
     for name, statistics in ranges.items():
-        observers[name].append(lambda value, statistics=statistics: statistics.update(value, first.batch_size))
+        observers[name].append(_ranging(statistics, first))
     observe(graph, first, {name: _each(parts) for name, parts in observers.items()}, on_batch)
     return _Readings(moments=moments, ranges=ranges, images=first.images)
+
+
+def _ranging(statistics: ChannelRanges, images: _FirstImages) -> Observer:
+    return lambda value: statistics.update(value, images.batch_size)
 
 
 def _each(observers: Sequence[Observer]) -> Observer:
@@ -216,15 +220,17 @@ def _layer_statistics(
     layer, indices = graph.get_submodule(name), channels.layers[name]
     kernel = _kernel(layer)
     magnitude = kernel.abs()
-    diagonal = diagonal_of(layer)
-    if diagonal is not None:
+    diagonal = None
+    if may_have_identity(layer):
+        assert isinstance(layer.weight, Tensor)
+        diagonal = diagonal_center(layer.weight.detach()).double().cpu()
         channel, size = torch.arange(len(diagonal)), kernel.shape[2]
         magnitude[channel // size, channel % size, channel % size, kernel.shape[3] // 2] = 0.0
     return LayerStatistics(
         inputs=indices.inputs,
         outputs=indices.outputs,
         magnitude=magnitude.amax(3),
-        diagonal=None if diagonal is None else diagonal.double().cpu(),
+        diagonal=diagonal,
         seen=(kernel != 0).any(3).double(),
         variance=readings.moments[name].variance,
         gain=gains.layers[name],
