@@ -130,6 +130,25 @@ class _Readings:
     images: list[Tensor]
 
 
+class _FirstImages:
+    """Batches of which the first images are kept, and the size of the one that runs is known."""
+
+    def __init__(self, graph: fx.GraphModule, batches: Iterable[Batch]) -> None:
+        self._graph = graph
+        self._batches = batches
+        self.images: list[Tensor] = []
+        self.batch_size = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            inputs = inputs_of(self._graph, batch)
+            self.batch_size = len(inputs[0])
+            if not self.images:
+                is_free = captured_of(self._graph).dynamic_batch
+                self.images = [image[: _GAIN_IMAGES if is_free else None].clone() for image in inputs]
+            yield batch
+
+
 def _read(
     graph: fx.GraphModule,
     batches: Iterable[Batch],
@@ -160,25 +179,6 @@ def _each(observers: Sequence[Observer]) -> Observer:
             observer(value)
 
     return show
-
-
-class _FirstImages:
-    """Batches of which the first images are kept, and the size of the one that runs is known."""
-
-    def __init__(self, graph: fx.GraphModule, batches: Iterable[Batch]) -> None:
-        self._graph = graph
-        self._batches = batches
-        self.images: list[Tensor] = []
-        self.batch_size = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            inputs = inputs_of(self._graph, batch)
-            self.batch_size = len(inputs[0])
-            if not self.images:
-                is_free = captured_of(self._graph).dynamic_batch
-                self.images = [image[: _GAIN_IMAGES if is_free else None].clone() for image in inputs]
-            yield batch
 
 
 @dataclass(frozen=True, kw_only=True)
