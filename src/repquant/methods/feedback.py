@@ -34,7 +34,7 @@ from repquant.simulation.integers import quantize_parameters
 from repquant.simulation.network import quantized_layers, read_by_layers, simulate
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def round_weights(
     graph: fx.GraphModule,
     plan: Plan,
