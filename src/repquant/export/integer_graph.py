@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from repquant.graph.copies import copy_graph
 from repquant.simulation.layers import (
@@ -47,7 +48,11 @@ def integer_graph(model: nn.Module, target: Target) -> nn.Module:
         elif isinstance(module, QuantizedMatmul):
             memo[id(module)] = _IntegerMatmul(module)
     graph = copy_graph(model, memo) if isinstance(model, fx.GraphModule) else copy.deepcopy(model, memo)
-    return graph if target.weight.scale_type == "float32" else _Half(graph.half())
+    if target.weight.scale_type == "float16":
+        graph.half()
+        graph.register_forward_pre_hook(lambda _module, inputs: tuple(x.half() for x in inputs))
+        graph.register_forward_hook(lambda _module, _inputs, outputs: pytree.tree_map(Tensor.float, outputs))
+    return graph
 
 
 def _linear_beyond_rows(model: nn.Module) -> set[int]:
@@ -59,18 +64,6 @@ def _linear_beyond_rows(model: nn.Module) -> set[int]:
         for node in model.graph.nodes
         if node.op == "call_module" and node.meta["val"].ndim > 2
     }
-
-
-class _Half(nn.Module):
-    """A model in FP16 between a float32 input and a float32 output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.model(x.half())
-        return y.float()
 
 
 class _QuantizeDequantize(nn.Module):

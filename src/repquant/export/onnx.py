@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from repquant.atomic import replace_file
 from repquant.export.integer_graph import integer_graph
 from repquant.export.node_names import name_nodes
-from repquant.export.pooling import pool_globally
+from repquant.export.pooling import pad_before_average, pool_globally
 from repquant.export.shared_quantizers import share_quantizers
+from repquant.export.value_names import name_ends
 from repquant.graph.interface import captured_of, flat_example, flattened, input_names, output_names
 from repquant.simulation.layers import FakeQuantize
 from repquant.targets.target import Target
@@ -101,17 +102,17 @@ def _write(
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=inputs,
-            output_names=outputs,
+            input_names=[f"_input_{index}" for index in range(len(inputs))],
+            output_names=[f"_output_{index}" for index in range(len(outputs))],
             dynamic_shapes=tuple({0: batch} for _ in example) if dynamic_batch else None,
             verbose=False,
         )
     assert program is not None, "the exporter returns a program when it is given no file"
-    proto = name_nodes(program.model_proto)
+    proto = name_ends(name_nodes(program.model_proto), inputs, outputs)
     _strip_provenance(proto)
     if target and target.name == "tensorrt":
         proto = pool_globally(proto)
-    proto = share_quantizers(proto)
+    proto = share_quantizers(pad_before_average(proto))
     if target and target.weights == "float" and target.weight.scale_type == "float32":
         proto = version_converter.convert_version(proto, OPSET_OF_TENSORRT_8)
     onnx.checker.check_model(proto, full_check=True)

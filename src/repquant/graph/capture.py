@@ -1,6 +1,5 @@
 """Any module as a graph of exact layers and functional operators."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +8,14 @@ from torch.utils import _pytree as pytree
 
 from repquant.graph.batch_norm import fold_batch_norms
 from repquant.graph.constants import Constant, evaluate_constants
+from repquant.graph.copies import copy_graph
 from repquant.graph.exporting import Example, export_functional
-from repquant.graph.layers import free_name, layers_as_modules
+from repquant.graph.layers import layers_as_modules
+from repquant.graph.names import place
 from repquant.graph.noops import remove_noops, remove_unused
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Captured:
     """What a captured graph remembers of its capture, in `graph_module.meta["repquant"]`.
 
@@ -44,7 +45,7 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
         InputError: the example doesn't fit the module, or the module can't be captured; the message names the line.
     """
     if isinstance(module, fx.GraphModule) and isinstance(module.meta.get("repquant"), Captured):
-        return copy.deepcopy(module)
+        return copy_graph(module)
     exported, dynamic_batch = export_functional(module, example)
     graph, root = exported.graph, nn.Module()
     remove_noops(graph)
@@ -53,7 +54,7 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
     layers_as_modules(graph, constants, root)
     fold_batch_norms(graph, constants, root)
     remove_unused(graph)
-    _store(graph, constants, root)
+    _store(exported, constants, root)
     for node in graph.nodes:
         node.meta = {key: node.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in node.meta}
     captured = fx.GraphModule(root, graph, class_name=type(module).__name__).eval()
@@ -63,40 +64,27 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
     return captured
 
 
-def _store(graph: fx.Graph, constants: dict[fx.Node, Constant], root: nn.Module) -> None:
-    """Keep, in place, the constants that operators still use, under their own names; drop how they were computed."""
+def _store(exported: fx.GraphModule, constants: dict[fx.Node, Constant], root: nn.Module) -> None:
+    """Keep, in place, what operators still read, under its own name; drop how constants were computed."""
+    graph = exported.graph
     for node in list(graph.nodes):
-        if node not in constants or not any(user not in constants for user in node.users):
+        if not any(user not in constants for user in node.users):
             continue
-        constant = constants[node]
-        if not isinstance(constant.plain, Tensor):  # a tuple, whose parts getitem takes
-            continue
-        value = constant.wide.to(constant.plain.dtype, copy=True)
-        name = _registered(root, constant.path or f"constants.{node.name}", value, _is_parameter(constant))
-        if node.op == "get_attr":
-            node.target = name
-            continue
-        with graph.inserting_before(node):
-            new = graph.create_node("get_attr", name)
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in constants)
+        if node.op == "get_attr" and node not in constants:  # the body of a control flow operator
+            node.target = place(root, str(node.target), exported.get_submodule(str(node.target)))
+        elif node in constants and isinstance(constants[node].plain, Tensor):  # not a tuple, whose parts getitem takes
+            constant = constants[node]
+            name = place(root, constant.path or f"constants.{node.name}", _stored(constant))
+            with graph.inserting_before(node):
+                new = graph.create_node("get_attr", name, name=node.name)
+            new.meta = dict(node.meta)
+            node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in constants)
     remove_unused(graph)
 
 
-def _is_parameter(constant: Constant) -> bool:
-    return isinstance(constant.plain, nn.Parameter)
-
-
-def _registered(root: nn.Module, path: str, value: Tensor, is_parameter: bool) -> str:
-    name = free_name(root, path)
-    parent = root
-    *containers, leaf = name.split(".")
-    for part in containers:
-        if not isinstance(getattr(parent, part, None), nn.Module):
-            parent.add_module(part, nn.Module())
-        parent = parent.get_submodule(part)
-    if is_parameter:
-        parent.register_parameter(leaf, nn.Parameter(value))
-    else:
-        parent.register_buffer(leaf, value)
-    return name
+def _stored(constant: Constant) -> Tensor:
+    """Return a copy in the network's dtype that shares nothing with the user's module."""
+    value: Tensor = constant.wide.to(constant.plain.dtype, copy=True)
+    if isinstance(constant.plain, nn.Parameter):
+        return nn.Parameter(value, requires_grad=constant.plain.requires_grad)
+    return value

@@ -2,9 +2,12 @@
 
 import copy
 import inspect
+import io
+import logging
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from repquant.errors import InputError
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
-_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+# Generated code has no file.
+_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 
 
 def export_functional(module: nn.Module, example: Example) -> tuple[fx.GraphModule, bool]:
@@ -74,7 +78,13 @@ def _evaluation_copy(module: nn.Module) -> nn.Module:
     # A tensor that autograd computed (as the old weight_norm keeps one) can't be copied, only detached.
     values = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo: dict[int, Any] = {id(value): value.detach() for value in values if not value.is_leaf}
-    return copy.deepcopy(module, memo).eval()
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except Exception as error:  # whatever the user's attributes raise
+        raise InputError(
+            f"{type(module).__name__} can't be copied: {_first_line(error)}; take what can't be copied (locks, open "
+            "files, handles) out of the module's attributes"
+        ) from error
 
 
 def _without_batch_of_one(inputs: Any) -> Any:
@@ -95,10 +105,25 @@ def _free_batch(leaf: Any) -> Any:
 
 
 def _export(module: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about its internals
+    with torch.no_grad(), _quiet():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        return program.run_decompositions({})  # decomposes nothing, but makes in-place operators and views functional
+        # Decomposes nothing, but makes in-place operators and views functional.
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporter warns, logs and prints about its own inside to itself; its errors say it again."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _with_free_batch(
@@ -111,15 +136,14 @@ def _with_free_batch(
     except Exception:  # whatever it is, it may be the batch's fault: the caller tries a fixed one
         return None
     values = [node.meta.get("val") for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
-    batches = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim]
+    batches: list[Any] = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim]
     # A dimension that the network's code turned out to need at its size is a symbol with a value.
-    is_free = bool(batches) and isinstance(batches[0], torch.SymInt) and batches[0].node.maybe_as_int() is None
+    is_free = isinstance(batches[0], torch.SymInt) and batches[0].node.maybe_as_int() is None if batches else False
     return program if is_free else None
 
 
 def _module_of(program: ExportedProgram) -> fx.GraphModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         unlifted = program.module(check_guards=False)
     return fx.GraphModule(unlifted, unlifted.graph)  # without the exporter's hooks
 
@@ -136,9 +160,11 @@ def _explained(module: nn.Module, args: Any, kwargs: Any, error: Exception) -> I
         )
     if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in str(error):
         advice = (
-            "the control flow depends on the values of a tensor: use torch.where or torch.cond, or capture the part of "
-            "the network before and after it"
+            "what happens there depends on the values of a tensor: use tensor operations, torch.where or torch.cond, "
+            "or capture the parts of the network before and after it"
         )
+    elif "register a pytree" in str(error):
+        advice = "register the class with torch.export.register_dataclass, or return a tuple or a dict"
     else:
         advice = "rewrite this line with tensor operations, or capture the part of the network that has none of it"
     return InputError(f"{name} can't be captured: {_place(error)}{_first_line(error)}; {advice}")
@@ -155,4 +181,4 @@ def _place(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].partition('. ')[0].rstrip('.')}" if lines else type(error).__name__

@@ -9,10 +9,9 @@ from torch import Tensor, fx, nn
 
 from repquant.graph.arguments import arguments
 from repquant.graph.constants import Constant
+from repquant.graph.names import place
 
 aten = torch.ops.aten
-
-Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 
 _CONVOLUTIONS: dict[Any, type[Any]] = {
     aten.conv1d.default: nn.Conv1d,
@@ -68,39 +67,9 @@ def layers_as_modules(graph: fx.Graph, constants: Mapping[fx.Node, Constant], ro
         graph.erase_node(node)
 
 
-def place(root: nn.Module, path: str, module: nn.Module) -> str:
-    """Register a module at a dotted path, or at the next free `path_1`, `path_2`; return the path it got."""
-    name = free_name(root, path)
-    parent = root
-    *containers, leaf = name.split(".")
-    for part in containers:
-        if not isinstance(getattr(parent, part, None), nn.Module):
-            parent.add_module(part, nn.Module())
-        parent = parent.get_submodule(part)
-    parent.add_module(leaf, module)
-    return name
-
-
-def free_name(root: nn.Module, path: str) -> str:
-    """Return the first of `path`, `path_1`, `path_2` ... that names nothing in `root`."""
-    name, count = path, 0
-    while _holds(root, name):
-        count += 1
-        name = f"{path}_{count}"
-    return name
-
-
-def _holds(root: nn.Module, name: str) -> bool:
-    value: Any = root
-    for part in name.split("."):
-        if not hasattr(value, part):
-            return False
-        value = getattr(value, part)
-    return True
-
-
-def make_layer(kind: type[Any], weight: Tensor, bias: Tensor | None, **geometry: Any) -> Any:
+def make_layer(kind: type[Any], weight: Tensor, bias: Tensor | None, **geometry: Any) -> nn.Module:
     """Build `kind` around the given weight and bias, in their dtype and on their device, in evaluation mode."""
+    layer: Any
     with torch.device("meta"):
         if kind is nn.Linear:
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
@@ -113,7 +82,8 @@ def make_layer(kind: type[Any], weight: Tensor, bias: Tensor | None, **geometry:
     layer.weight = nn.Parameter(weight)
     if bias is not None:
         layer.bias = nn.Parameter(bias)
-    return layer.eval()
+    built: nn.Module = layer.eval()
+    return built
 
 
 def _matched(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> _Call | None:
@@ -193,7 +163,7 @@ def copy_meta(source: fx.Node, new: fx.Node, val: Any) -> None:
     new.meta = dict(source.meta) | {"val": val}
 
 
-def _built(call: _Call, padding: tuple[int, ...], constants: Mapping[fx.Node, Constant]) -> Layer:
+def _built(call: _Call, padding: tuple[int, ...], constants: Mapping[fx.Node, Constant]) -> nn.Module:
     weight = _stored(constants[call.weight])
     bias = None if call.bias is None else _stored(constants[call.bias])
     if call.kind is nn.Linear:
@@ -206,7 +176,8 @@ def _built(call: _Call, padding: tuple[int, ...], constants: Mapping[fx.Node, Co
 
 def _stored(constant: Constant) -> Tensor:
     """Return a copy in the network's dtype that shares nothing with the user's module."""
-    return constant.wide.to(constant.plain.dtype, copy=True, memory_format=torch.contiguous_format)
+    stored: Tensor = constant.wide.to(constant.plain.dtype, copy=True, memory_format=torch.contiguous_format)
+    return stored
 
 
 def _path(node: fx.Node, call: _Call, constants: Mapping[fx.Node, Constant]) -> str:

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 
 from repquant.errors import InputError
 from repquant.graph.operators import KEEPS_GRID, Kind, find_operator, holds_floats, layer_nodes, layer_of, operands
@@ -164,10 +164,27 @@ class _Finder:
             return
         if kind is Kind.POINTWISE and not self._target.rounds_before_pointwise:
             return
-        if kind is None or kind is Kind.CLIP:
+        if kind is None:
+            yield from (operand for operand in self._float_operands(node) if self._ends_in_convolution(operand))
+            return
+        if kind is Kind.CLIP:
             return
         accumulator = self._accumulator(node) if kind is Kind.ADD else None
         yield from (operand for operand in operands(node) if operand is not accumulator)
+
+    def _float_operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+        """Return what an operator that is not understood reads; nothing for outputs, layers and what is kept."""
+        is_unknown = node.op == "call_function" and node.name not in self._kept and holds_floats(node)
+        return operands(node) if is_unknown else ()
+
+    def _ends_in_convolution(self, node: fx.Node) -> bool:
+        """Whether a value is what a convolution gives that the target computes in integers only if it is rounded."""
+        if not self._target.rounds_before_pointwise:
+            return False
+        if node in self._layers:
+            return isinstance(layer_of(self._graph, node), nn.Conv1d | nn.Conv2d)
+        passes = self._kind(node) in (*KEEPS_GRID, Kind.CLIP)
+        return passes and any(self._ends_in_convolution(operand) for operand in operands(node))
 
     def _accumulator(self, node: fx.Node) -> fx.Node | None:
         """Return the summand that a layer keeps in 32 bits until the sum is known."""
@@ -183,6 +200,8 @@ class _Finder:
         it in float beside the integers. A view is left to those who read it.
         """
         kind = self._kind(node)
+        if kind is None and self._target.rounds_before_pointwise:
+            return tuple(operand for operand in self._float_operands(node) if operand in self._needed)
         if kind is None or kind is Kind.VIEW:
             return ()
         accumulator = self._accumulator(node) if kind is Kind.ADD else None

@@ -51,7 +51,10 @@ def remove_noops(graph: fx.Graph) -> None:
     don't depend on the strides that a removed copy would have made.
     """
     for node in list(graph.nodes):
-        if node.op == "call_function" and (node.target in _ASSERTIONS or node.target is aten.copy_.default):
+        if node.op == "call_function" and node.target in _ASSERTIONS:
+            graph.erase_node(node)
+        elif node.target is aten.copy_.default or _writes_everything(node):
+            node.replace_all_uses_with(node.args[1])
             graph.erase_node(node)
         elif node.op == "call_function" and _is_noop(node):
             node.replace_all_uses_with(node.args[0])
@@ -71,14 +74,21 @@ def remove_unused(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
+def _writes_everything(node: fx.Node) -> bool:
+    """Whether a node writes a whole tensor over another: what is left of an in-place operator on all of a view."""
+    if node.target is not aten.slice_scatter.default or arguments(node)["step"] != 1:
+        return False
+    return _same_kind(arguments(node)["src"].meta["val"], node.meta["val"])
+
+
 def _is_noop(node: fx.Node) -> bool:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or not _same_kind(source.meta.get("val"), node.meta.get("val")):
         return False
     if node.target in _DROPOUTS:
-        return not arguments(node)["train"]
+        return arguments(node)["train"] is False
     if node.target is aten.slice.Tensor:
-        return arguments(node)["step"] == 1
+        return bool(arguments(node)["step"] == 1)
     if node.target in _NEUTRAL:
         other = node.args[1]
         return isinstance(other, int | float) and other == _NEUTRAL[node.target]

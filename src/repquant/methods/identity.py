@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from repquant.graph.copies import copy_graph
-from repquant.graph.layers import make_layer, place
+from repquant.graph.layers import make_layer
 from repquant.graph.layout import resolve_keep_float
+from repquant.graph.names import place
 from repquant.graph.operators import layer_nodes
 from repquant.numerics.affine import Scheme
 

@@ -12,9 +12,11 @@ from typing import Literal, get_args
 from torch import fx
 
 from repquant.errors import InputError
+from repquant.graph.layout import find_layout
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch
 from repquant.methods.bias_correction import correct_biases
+from repquant.methods.equalize import EQUALIZATIONS, Equalization, equalize
 from repquant.methods.feedback import round_weights
 from repquant.methods.identity import SHORTCUT_KINDS, ShortcutKind, split_identity
 from repquant.methods.reconstruct import ReconstructionOptions, check_checkpoint, reconstruct
@@ -23,8 +25,6 @@ from repquant.methods.weight_grids import WEIGHT_RANGES, WeightRanges, find_weig
 from repquant.numerics.equalization import Shortcut
 from repquant.targets.target import Target
 
-Equalization = Literal["noise", "ranges"]
-EQUALIZATIONS: tuple[Equalization, ...] = get_args(Equalization)
 Identity = Literal["fused"] | ShortcutKind
 IDENTITIES: tuple[Identity, ...] = ("fused", *SHORTCUT_KINDS)
 Rounding = Literal["feedback", "learned", "nearest"]
@@ -93,23 +93,11 @@ def prepare(
         InputError: a name in `keep_float` that is not known, or what equalization can't use.
     """
     if method.equalization != "none":
-        graph = equalize(graph, method.equalization, batches, target, shortcut=method.shortcut, on_batch=on_batch)
+        layout = find_layout(graph, target, keep_float)
+        graph = equalize(graph, method.equalization, batches, target, layout, method.shortcut, on_batch)
     if method.identity == "fused":
         return graph
     return split_identity(graph, method.identity, target.weight, keep_float)
-
-
-def equalize(
-    graph: fx.GraphModule,
-    method: Equalization,
-    batches: Iterable[Batch],
-    target: Target,
-    shortcut: Shortcut = "inside",
-    on_batch: Callable[[int], None] = lambda _: None,
-) -> fx.GraphModule:
-    """Stand in for `methods.equalize`, which is not here yet: the network as it is."""
-    del method, batches, target, shortcut, on_batch
-    return graph
 
 
 def round_graph(

@@ -1,14 +1,26 @@
 """OpenVINO on the CPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, require_file
+from repquant.runtimes.interface import Array
+from repquant.runtimes.model_file import (
+    as_outputs,
+    cannot_load,
+    cannot_run,
+    check_inputs,
+    check_names,
+    check_type,
+    require_file,
+)
 
 
 class OpenVinoRuntime:
@@ -20,6 +32,10 @@ class OpenVinoRuntime:
     Args:
         path: the .onnx file.
         threads: threads of an inference; None leaves the choice (all cores) to OpenVINO.
+
+    Attributes:
+        inputs: name -> shape, as the file has them; None stands for any size.
+        outputs: names.
 
     Raises:
         InputError: no such file, not a model that OpenVINO can load, or, when called, images of a shape
@@ -49,14 +65,49 @@ class OpenVinoRuntime:
             model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
-        check_interface(path, len(model.inputs), len(model.outputs))
+        self._model = model
+        for port in model.inputs:
+            check_type(path, port.get_element_type().get_type_name(), "f32")
         self._request = model.create_infer_request()
-        self._shape = [size.get_length() if size.is_static else None for size in model.input(0).get_partial_shape()]
+        self.inputs = {
+            port.any_name: tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
+            for port in model.inputs
+        }
+        self.outputs: tuple[str, ...] = tuple(port.any_name for port in model.outputs)
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K)."""
-        check_images(self._path, self._shape, images.shape)
-        # Shared input: the array outlives this synchronous call. The output is copied out of the request, whose
-        # buffer the next call overwrites.
-        logits = self._request.infer([images], share_inputs=True, share_outputs=False)[0]
-        return np.asarray(logits)
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
+        """Return the output for the inputs, or a tuple where there are several.
+
+        Raises:
+            InputError: inputs of a number or a shape that the model does not take.
+        """
+        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
+        results = self.run(dict(zip(self.inputs, inputs, strict=True)))
+        return as_outputs([results[name] for name in self.outputs])
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs by name for the inputs by name.
+
+        Raises:
+            InputError: an input is missing, or there is none of that name.
+        """
+        check_names(self._path, tuple(self.inputs), inputs)
+        # Shared input: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
+        # buffers the next call overwrites.
+        given = [inputs[name] for name in self.inputs]
+        try:
+            results = self._request.infer(given, share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise cannot_run(self._path, "OpenVINO", error) from error
+        return {name: np.asarray(results[index]) for index, name in enumerate(self.outputs)}
+
+    def executed(self) -> tuple[Executed, ...]:
+        """Return the operators that the engine runs for this file, in their order."""
+        return tuple(
+            Executed(
+                kind=node.get_rt_info()["layerType"].astype(str),
+                name=node.get_friendly_name(),
+                is_integer=node.get_rt_info()["runtimePrecision"].astype(str) in ("i8", "u8"),
+            )
+            for node in self._model.get_runtime_model().get_ops()
+        )

@@ -7,27 +7,10 @@ There it multiplies uint8 activations with int8 weights in `vpmaddubsw`, whose 1
 
 from collections import Counter
 
-import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 PRECISE = ("session.x64quantprecision", "1")
-_LARGEST_SAFE = 64  # 2 x 255 x 64 fits 16 bits
-
-
-def may_saturate(model: onnx.ModelProto) -> bool:
-    """Return whether a model has int8 weights of which two products can be too large for a signed 16-bit sum.
-
-    Float weights that the runtime has yet to quantize count as such.
-    """
-    quantized = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.INT8:
-            if (np.abs(numpy_helper.to_array(tensor).astype(np.int16)) > _LARGEST_SAFE).any():
-                return True
-        elif tensor.name in quantized:
-            return True
-    return False
 
 
 def own_constants(model: onnx.ModelProto) -> onnx.ModelProto:
