@@ -150,18 +150,6 @@ def _read(
     return _Readings(moments=moments, ranges=ranges, images=first.images)
 
 
-def _ranging(statistics: ChannelRanges, images: _FirstImages) -> Observer:
-    return lambda value: statistics.update(value, images.batch_size)
-
-
-def _each(observers: Sequence[Observer]) -> Observer:
-    def show(value: Tensor) -> None:
-        for observer in observers:
-            observer(value)
-
-    return show
-
-
 class _FirstImages:
     """Batches of which the first images are kept, and the size of the one that runs is known."""
 
@@ -182,6 +170,18 @@ class _FirstImages:
 
 
 @dataclass(frozen=True, kw_only=True)
+def _ranging(statistics: ChannelRanges, images: _FirstImages) -> Observer:
+    return lambda value: statistics.update(value, images.batch_size)
+
+
+def _each(observers: Sequence[Observer]) -> Observer:
+    def show(value: Tensor) -> None:
+        for observer in observers:
+            observer(value)
+
+    return show
+
+
 class _Gains:
     """Noise power at the output for noise of power 1: in the output channels of layers, and in nodes."""
 
