@@ -169,7 +169,6 @@ class _FirstImages:
             yield batch
 
 
-@dataclass(frozen=True, kw_only=True)
 def _ranging(statistics: ChannelRanges, images: _FirstImages) -> Observer:
     return lambda value: statistics.update(value, images.batch_size)
 
@@ -182,6 +181,7 @@ def _each(observers: Sequence[Observer]) -> Observer:
     return show
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Gains:
     """Noise power at the output for noise of power 1: in the output channels of layers, and in nodes."""
 
