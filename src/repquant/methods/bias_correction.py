@@ -17,7 +17,7 @@ from repquant.methods.sampling import maps, parameters_of
 from repquant.simulation.network import quantized_layers
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def correct_biases(
     graph: fx.GraphModule,
     simulated: fx.GraphModule,

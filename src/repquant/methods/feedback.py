@@ -5,15 +5,17 @@ The graph stays as it is, nothing is trained, and the images need no labels.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
+from repquant.errors import InputError
 from repquant.graph.chunks import run_in_chunks
 from repquant.graph.copies import copy_graph
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
-from repquant.graph.run import Batch, batch_size, observe
+from repquant.graph.run import Batch, batch_size, run
 from repquant.methods.rounded import Rounded
 from repquant.methods.sampling import (
     TransposedConvolution,
@@ -32,7 +34,7 @@ from repquant.simulation.integers import quantize_parameters
 from repquant.simulation.network import quantized_layers, read_by_layers, simulate
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def round_weights(
     graph: fx.GraphModule,
     plan: Plan,
@@ -92,10 +94,13 @@ class _Sample:
         self._outputs: list[Tensor] = []
         self._seen = 0
 
-    def see(self, y: Tensor) -> None:
+    def see(self, y: Tensor, images: int) -> None:
+        """Keep what is needed of the float output for the next `images` images."""
         places = maps(y, self._layer)
         if not self._outputs:
-            self._positions = draw_positions(self._images, places.shape[2], self._patches).to(y.device)
+            # Windows of an image, say, may lie along the first dimension: each is as an image of its own.
+            rows = self._images * len(places) // images
+            self._positions = draw_positions(rows, places.shape[2], self._patches).to(y.device)
         self._outputs.append(outputs_at(places, self._positions[self._seen : self._seen + len(y)]))
         self._seen += len(y)
 
@@ -112,7 +117,8 @@ class _Sample:
         """Return what the outputs are computed from, (N*P, groups, K), for the layer's input in chunks."""
         positions = self._positions
         if isinstance(self._layer, TransposedConvolution):  # a place of its input reaches many outputs
-            positions = draw_positions(self._images, maps(x[0], self._layer).shape[2], self._patches).to(x[0].device)
+            places = maps(x[0], self._layer).shape[2]
+            positions = draw_positions(len(positions), places, self._patches).to(x[0].device)
         chunks = positions.split([len(part) for part in x])
         return torch.cat([inputs_at(self._layer, part, chunk) for part, chunk in zip(x, chunks, strict=True)])
 
@@ -120,8 +126,12 @@ class _Sample:
 def _sample_outputs(graph: fx.GraphModule, plan: Plan, batches: list[Batch], patches: int) -> dict[str, _Sample]:
     images = sum(batch_size(graph, batch) for batch in batches)
     nodes = {name: node for name, node in layer_nodes(graph).items() if name in plan.layout.layers}
+    if images == 0:
+        raise InputError("there are no calibration images; give at least one batch")
     samples = {name: _Sample(graph.get_submodule(name), images, patches) for name in nodes}
-    observe(graph, batches, {node.name: samples[name].see for name, node in nodes.items()})
+    for batch in batches:
+        see = {name: partial(sample.see, images=batch_size(graph, batch)) for name, sample in samples.items()}
+        run(graph, batch, {node.name: see[name] for name, node in nodes.items()})
     return samples
 
 

@@ -53,13 +53,13 @@ def least_squares_grid(layer: nn.Module, input_scale: Tensor, scheme: Scheme) ->
     weight, bias = (None if value is None else value.detach() for value in parameters_of(layer))
     assert weight is not None
     scheme = weight_scheme(layer, scheme)
-    channels = weight.shape[scheme.channel_axis or 0]
     identity = identity_weights(layer)
-    needed = weight.new_zeros(channels) if identity is None else identity.abs()
+    needed = weight.new_zeros(()) if identity is None else identity.abs()
     if scheme.channel_axis is None:
         needed = needed.max()
     if bias is not None:
-        largest = bias.abs().reshape(-1, channels).amax(0)  # groups of a transposed convolution share their scales
-        needed = torch.maximum(needed, smallest_scale(largest, input_scale, scheme) * scheme.qmax)
+        if scheme.channel_axis == 1:  # one scale for the channels that are at the same place in their groups
+            bias = bias.abs().reshape(-1, weight.shape[1]).amax(0)
+        needed = torch.maximum(needed, smallest_scale(bias, input_scale, scheme) * scheme.qmax)
     amax = least_squares_amax(weight, needed, scheme)
     return grid_for_range(-amax, amax, scheme)
