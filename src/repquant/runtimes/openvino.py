@@ -12,13 +12,14 @@ from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
 from repquant.runtimes.model_file import cannot_load, check_images, check_interface, check_names, require_file
+from repquant.runtimes.unsigned_activations import unsigned_activations
 
 
 class OpenVinoRuntime:
     """An ONNX file in OpenVINO's CPU plugin, with its default graph optimizations.
 
-    Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`, FP16 scales that of
-    `half_scales.widen_half`.
+    Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`, elsewhere that of
+    `unsigned_activations`, and FP16 scales that of `half_scales.widen_half`.
 
     Args:
         path: the .onnx file.
@@ -47,7 +48,8 @@ class OpenVinoRuntime:
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            content: bytes = unsigned_after_relu(widen_half(onnx.load(path))).SerializeToString()
+            equal = unsigned_activations(unsigned_after_relu(widen_half(onnx.load(path))))
+            content: bytes = equal.SerializeToString()
             core = openvino.Core()
             model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
