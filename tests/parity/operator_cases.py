@@ -133,7 +133,9 @@ _LAYERS = {
         operator=lambda: nn.ConvTranspose2d(CHANNELS, CHANNELS, 3, stride=2, padding=1, output_padding=1, groups=4)
     ),
     "conv_transpose1d": on_line(lambda: nn.ConvTranspose1d(CHANNELS, CHANNELS, 4, stride=2, padding=1)),
-    "linear": Case(operator=lambda: Shapes(lambda x: x.amax((2, 3)), nn.Linear(CHANNELS, CHANNELS)), after=linear_after),
+    "linear": Case(
+        operator=lambda: Shapes(lambda x: x.amax((2, 3)), nn.Linear(CHANNELS, CHANNELS)), after=linear_after
+    ),
     "linear_3d": Case(operator=lambda: Shapes(tokens, nn.Linear(CHANNELS, CHANNELS)), after=linear_after),
     "linear_4d": Case(
         operator=lambda: Shapes(lambda x: x.permute(0, 2, 3, 1), nn.Linear(CHANNELS, CHANNELS, bias=False)),
@@ -217,7 +219,9 @@ def shuffled(x: Tensor) -> Tensor:
 
 _SHAPES = {
     "split": function(lambda x: torch.add(*x.split(CHANNELS // 2, 1)), 1, _half),
-    "split_uneven": function(lambda x: x.split([2, 6], 1)[0] + x.split([4, 4], 1)[1][:, :2], 1, lambda: nn.Conv2d(2, 4, 1)),
+    "split_uneven": function(
+        lambda x: x.split([2, 6], 1)[0] + x.split([4, 4], 1)[1][:, :2], 1, lambda: nn.Conv2d(2, 4, 1)
+    ),
     "chunk": function(lambda x: F.relu(x).chunk(2, 1)[1], 1, _half),
     "unbind": function(lambda x: x.unflatten(1, (2, 4)).unbind(1)[0], 1, _half),
     "slice": function(lambda x: x[:, 2:6, 1:, ::2], 1, _half),
@@ -279,7 +283,10 @@ _FLOATS = {
         lambda x, y: torch.matmul((tokens(x) @ line(y) / 4).softmax(-1), tokens(F.relu(x))), 2, linear_after
     ),
     "sine": function(torch.sin),
-    "conv3d": Case(operator=lambda: Shapes(lambda x: x.unflatten(1, (4, 2)), nn.Conv3d(4, 4, 1)), after=lambda: nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(CHANNELS, 4, 1))),
+    "conv3d": Case(
+        operator=lambda: Shapes(lambda x: x.unflatten(1, (4, 2)), nn.Conv3d(4, 4, 1)),
+        after=lambda: nn.Sequential(nn.Flatten(1, 2), nn.Conv2d(CHANNELS, 4, 1)),
+    ),
 }
 
 GROUPS: Mapping[str, Mapping[str, Case]] = {
@@ -291,10 +298,21 @@ GROUPS: Mapping[str, Mapping[str, Case]] = {
     "floats": _FLOATS,
 }
 
-_QUICK = (
-    "conv2d_reflect conv_transpose2d_groups linear_3d matmul prelu_channels silu add_relu gate_hardsigmoid cat_pool chunk "
-    "avg_pool bilinear attention"
-).split()
+_QUICK = [
+    "conv2d_reflect",
+    "conv_transpose2d_groups",
+    "linear_3d",
+    "matmul",
+    "prelu_channels",
+    "silu",
+    "add_relu",
+    "gate_hardsigmoid",
+    "cat_pool",
+    "chunk",
+    "avg_pool",
+    "bilinear",
+    "attention",
+]
 _EVERY = {name: case for cases in GROUPS.values() for name, case in cases.items()}
 CORE: Mapping[str, Case] = {name: _EVERY[name] for name in _QUICK}
 """One or two rows of each group, for tests that take seconds."""

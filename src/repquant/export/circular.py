@@ -47,7 +47,9 @@ def _extended(
         output = f"{name}_{part}"
         values = {"start": start, "end": end, "axis": axis}
         initializers += [numpy_helper.from_array(np.asarray([v], np.int64), f"{output}_{k}") for k, v in values.items()]
-        nodes.append(helper.make_node("Slice", [source, *(f"{output}_{k}" for k in values)], [output], f"{output}/Slice"))
+        nodes.append(
+            helper.make_node("Slice", [source, *(f"{output}_{k}" for k in values)], [output], f"{output}/Slice")
+        )
         parts.insert(0 if part == "front" else len(parts), output)
     nodes.append(helper.make_node("Concat", parts, [name], f"{name}/Concat", axis=axis))
     return nodes, initializers, name

@@ -32,9 +32,9 @@ class Executed:
 def executed_nodes(model: onnx.ModelProto) -> Iterator[Executed]:
     """Yield the operators of a graph that ONNX Runtime has optimized, without its constants and Q/DQ pairs."""
     types = onnx.TensorProto
-    integers = {
-        tensor.name for tensor in model.graph.initializer if tensor.data_type in (types.INT8, types.UINT8)
-    } | {info.name for info in model.graph.input if info.type.tensor_type.elem_type in (types.INT8, types.UINT8)}
+    integers = {tensor.name for tensor in model.graph.initializer if tensor.data_type in (types.INT8, types.UINT8)} | {
+        info.name for info in model.graph.input if info.type.tensor_type.elem_type in (types.INT8, types.UINT8)
+    }
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             if node.op_type == "QuantizeLinear":

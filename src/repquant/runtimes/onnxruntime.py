@@ -101,8 +101,6 @@ class OnnxRuntime:
             if not int8_support().safe and may_saturate(model):
                 options.add_session_config_entry(*PRECISE)
                 model = own_constants(model)
-            return onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class of their own
             raise cannot_load(self._path, "ONNX Runtime", error) from error

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from repquant.export.pooling import pad_before_average
 from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
@@ -49,7 +50,7 @@ class OpenVinoRuntime:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             equal = unsigned_activations(unsigned_after_relu(widen_half(onnx.load(path))))
-            content: bytes = equal.SerializeToString()
+            content: bytes = pad_before_average(equal).SerializeToString()
             core = openvino.Core()
             model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too
