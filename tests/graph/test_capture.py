@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from third_party import randomized
 from torch import fx, nn
 
 from repquant.errors import InputError
 from repquant.graph.capture import capture
+from third_party import randomized
 
 aten = torch.ops.aten
 

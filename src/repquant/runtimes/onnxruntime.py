@@ -25,7 +25,7 @@ _ERRORS_ONLY = 3
 class OnnxRuntime:
     """An ONNX file in ONNX Runtime's CPU provider, with its default graph optimizations.
 
-    Symmetric int8 convolutions before a ReLU get the equal form of `integer_relu.quantize_before_relu`, so that they run
+    Symmetric int8 convolutions before a ReLU get the equal form of `integer_relu.quantize_before_relu`, to run
     in integers too, other signed activations on x86 that of `unsigned_activations`, and FP16 scales that of
     `half_scales.widen_half`. Where this CPU would saturate with the weights of the file, `precise_products` keeps it
     from that.
