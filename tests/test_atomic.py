@@ -193,6 +193,11 @@ def test_mount_point():
         new_folder(Path("/proc"), overwrite=True, marker="version").__enter__()
 
 
+def test_root():
+    with pytest.raises(InputError, match="holds files but no marker"):
+        new_folder(Path("/"), overwrite=True, marker="marker").__enter__()
+
+
 def test_folder_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"can't write to .*file: Not a directory"):
@@ -264,3 +269,75 @@ def test_in_a_thread_where_no_signal_can_be_received(tmp_path):
     thread.start()
     thread.join()
     assert tree(tmp_path) == {"file": "new"}
+
+
+@pytest.mark.parametrize("name", ["run/../run", "run/inner/..", "link", "./run"])
+def test_a_folder_by_another_name_is_replaced_where_it_is(earlier_run, tmp_path, name):
+    (tmp_path / "link").symlink_to("run")
+    with new_folder(tmp_path / name, overwrite=True, marker="marker") as staging:
+        (staging / "marker").write_text("new")
+    (tmp_path / "link").unlink()  # was not replaced by a folder
+    assert tree(tmp_path) == {"run": None, "run/marker": "new"}
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/file")
+    with replace_file(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert tree(tmp_path / "there") == {"file": "new"}
+
+
+def test_of_two_runs_into_one_new_folder_neither_is_lost(tmp_path):
+    first = new_folder(tmp_path / "run", marker="marker")
+    fill(first.__enter__(), "first")
+    with new_folder(tmp_path / "run", marker="marker") as second:
+        fill(second, "second")
+    with pytest.raises(InputError, match=r"appeared while this ran, and is of another run; the results are in .*run-2"):
+        first.__exit__(None, None, None)
+    assert (tmp_path / "run" / "marker").read_text() == "second"
+    assert (tmp_path / "run-2" / "marker").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from repquant.atomic import new_folder, replace_file
+
+replace = Path.replace
+
+def killed(source, destination):
+    done = replace(source, destination)
+    if destination.name.endswith(".old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+Path.replace = killed
+root = Path(sys.argv[1])
+with replace_file(root / "file.txt"), new_folder(root / "run", overwrite=True, marker="marker"):
+    if sys.argv[2] == "within":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["within", "between the two renames"])
+def test_the_next_run_cleans_up_after_one_that_was_killed(earlier_run, tmp_path, moment):
+    before = tree(tmp_path)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), moment], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert tree(tmp_path) != before
+    with pytest.raises(InputError, match="run exists"):
+        new_folder(tmp_path / "run", marker="marker").__enter__()
+    with replace_file(tmp_path / "file.txt") as temporary:
+        temporary.write_text("new")
+    assert tree(tmp_path) == before | {"file.txt": "new"}
+
+
+def test_what_is_being_written_is_no_leftover(tmp_path):
+    with new_folder(tmp_path / "run", marker="marker") as first, replace_file(tmp_path / "a.txt") as temporary:
+        with new_folder(tmp_path / "run", marker="marker"), replace_file(tmp_path / "a.txt"):
+            pass
+        assert first.is_dir()
+        assert temporary.exists()

@@ -9,15 +9,44 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repquant.analyze import analyze as analyze
     from repquant.check import check as check
+    from repquant.load import load as load
+    from repquant.methods.ptq import PtqMethod as PtqMethod
+    from repquant.prove import Proof as Proof
+    from repquant.prove import prove as prove
+    from repquant.quantize import Quantized as Quantized
+    from repquant.quantize import quantize as quantize
     from repquant.reparameterize import reparameterize as reparameterize
+    from repquant.search import Found as Found
+    from repquant.search import search as search
+    from repquant.targets.target import Target as Target
+    from repquant.targets.target import resolve_target as resolve_target
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Found": "repquant.search",
+    "Proof": "repquant.prove",
+    "PtqMethod": "repquant.methods.ptq",
+    "Quantized": "repquant.quantize",
+    "Target": "repquant.targets.target",
+    "analyze": "repquant.analyze",
     "check": "repquant.check",
+    "load": "repquant.load",
+    "prove": "repquant.prove",
+    "quantize": "repquant.quantize",
     "reparameterize": "repquant.reparameterize",
+    "resolve_target": "repquant.targets.target",
+    "search": "repquant.search",
 }
+
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

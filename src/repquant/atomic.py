@@ -1,17 +1,26 @@
 """Files and folders that exist whole or not at all."""
 
+import errno
 import os
+import re
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from repquant.errors import InputError
+from repquant.locks import abandoned, hold, release
+from repquant.signals import end_with
+
+_RETIRED = ".old"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -19,25 +28,24 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that is renamed onto it when the block succeeds.
 
     When the block raises, or SIGTERM ends it, the temporary file is removed and an existing `path` stays as it was.
+    Temporary files for the same `path` that killed processes left are removed.
 
     Raises:
         InputError: the folder of `path` does not exist or can't be written.
     """
-    path = Path(path)
+    path = _real(path)
     with _sigterm_raises():
+        _remove_files(path)
+        temporary, handle = _make_held(path.parent, partial(_make_file, path))
         try:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        except OSError as error:
-            raise _cannot_write(path.parent, error) from error
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+            with _naming(path):
+                yield temporary
+                _sync(temporary)
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+            release(handle)
 
 
 @contextmanager
@@ -45,7 +53,8 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
     """Yield an empty staging folder that becomes `path` when the block succeeds.
 
     When the block raises, or SIGTERM ends it, nothing is left: an existing `path` is replaced, and folders above it are
-    made, only at the end.
+    made, only at the end. What killed processes left is removed, or brought back where it is all that there is. Where
+    `path` is a link, the folder that it leads to is replaced.
 
     Args:
         path: folder to make.
@@ -54,22 +63,24 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
         marker: name of a file that all folders made here hold.
 
     Raises:
-        InputError: `path` exists and may not be replaced, or its parent can't be written.
+        InputError: `path` exists and may not be replaced, or its parent can't be written; or it was made by another
+            process meanwhile, and then the results are beside it, under a name that the message says.
     """
-    path = Path(path)
+    path = _real(path)
+    ancestor = next((folder for folder in path.parents if folder.exists()), path)  # "/" has none above it
+    _remove_folders(path, ancestor)
     if path.exists():
         _check_replaceable(path, overwrite, marker)
-    ancestor = next(folder for folder in path.parents if folder.exists())
     with _sigterm_raises():
+        staging, handle = _make_held(ancestor, partial(_make_folder, path, ancestor))
+        retired = _retired(staging)
         try:
-            staging = Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{path.name}."))
-        except OSError as error:
-            raise _cannot_write(ancestor, error) from error
-        retired = staging.with_name(f"{staging.name}.old")
-        try:
-            yield staging
+            with _naming(path):
+                yield staging
             staging.chmod(0o777 & ~_umask())
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not overwrite and any(path.iterdir()):
+                _keep_beside(staging, path)
             if path.exists():
                 path.replace(retired)
             staging.replace(path)
@@ -78,6 +89,89 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
                 retired.replace(path)
             for leftover in (staging, retired):
                 shutil.rmtree(leftover, ignore_errors=True)
+            release(handle)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add what is being written to an error that names no file: a disk that is full, for one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _NO_ROOM:
+            error.filename = str(path)
+        raise
+
+
+def _real(path: Path) -> Path:
+    """Without links and "..": what is renamed is the file or folder itself, and stays where a link leads to."""
+    return Path(os.path.realpath(path))
+
+
+def _make_file(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    return Path(name)
+
+
+def _make_folder(path: Path, ancestor: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=ancestor, prefix=f".{path.name}."))
+
+
+def _make_held(folder: Path, make: Callable[[], Path]) -> tuple[Path, int]:
+    """Make something temporary and hold it, so that nobody takes it for a leftover."""
+    while True:
+        try:
+            temporary = make()
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+        handle = hold(temporary)
+        if handle is not None:  # else another process cleaned up in between
+            return temporary, handle
+
+
+def _leftovers(path: Path, folder: Path, suffix: str) -> list[Path]:
+    """Return what may be left in a folder by processes that were killed while they wrote `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}{re.escape(suffix)}")
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  # not an object for each of many files
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if pattern.fullmatch(name)]
+
+
+def _remove_files(path: Path) -> None:
+    for temporary in _leftovers(path, path.parent, path.suffix):
+        with abandoned(temporary) as is_left:
+            if is_left:
+                temporary.unlink(missing_ok=True)
+
+
+def _remove_folders(path: Path, ancestor: Path) -> None:
+    """Remove leftovers, and bring back the folder that a killed process had set aside to put another in its place."""
+    for staging in _leftovers(path, ancestor, ""):
+        with abandoned(staging) as is_left:
+            if is_left:
+                if _retired(staging).exists() and not path.exists():
+                    _retired(staging).replace(path)
+                shutil.rmtree(staging, ignore_errors=True)
+    for retired in _leftovers(path, ancestor, _RETIRED):
+        if path.exists() and not retired.with_suffix("").exists():  # else a process is about to put another in place
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def _retired(staging: Path) -> Path:
+    return staging.with_name(f"{staging.name}{_RETIRED}")
+
+
+def _keep_beside(staging: Path, path: Path) -> NoReturn:
+    """Keep a result whose place was taken while it was made."""
+    numbers = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    beside = next(other for other in numbers if not other.exists())
+    staging.replace(beside)
+    raise InputError(
+        f"output folder {path} appeared while this ran, and is of another run; the results are in {beside}"
+    )
 
 
 @contextmanager
@@ -90,7 +184,7 @@ def _sigterm_raises() -> Iterator[None]:
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
-        raise SystemExit(128 + number)
+        end_with(SystemExit(128 + number))
 
     signal.signal(signal.SIGTERM, end)
     try:
@@ -109,7 +203,7 @@ def _check_replaceable(path: Path, overwrite: bool, marker: str) -> None:
             f"output folder {path} holds files but no {marker}: it is not of an earlier run and is not replaced; "
             "choose another one or remove it yourself"
         )
-    if path.name in ("", "..") or path.is_mount():
+    if path == Path(path.anchor) or path.is_mount() or Path.cwd().is_relative_to(path):
         raise InputError(f"output folder {path} can't be replaced as a whole; give a folder inside it")
 
 

@@ -43,3 +43,21 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
         engine = onnxruntime if target == "onnxruntime" else openvino
         found = engine.find(graph, has_exact_products=int8_support().safe)
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.rule.severity)))
+
+
+def require_taken(path: Path, target: str) -> None:
+    """Look at a file that this program wrote for a target, before anybody else does.
+
+    Args:
+        path: of the file.
+        target: it was written for; where only its runtime could tell, and that is not installed, nobody is asked.
+
+    Raises:
+        AssertionError: the target would refuse it: an error of this program.
+    """
+    from repquant.runtimes.available import installed
+
+    if target != "tensorrt" and target not in installed():
+        return
+    refused = [str(finding) for finding in check(path, target) if finding.is_refused]
+    assert not refused, f"{path} was written for {target}, which refuses it; please report this: {'; '.join(refused)}"

@@ -67,26 +67,33 @@ def assert_refused(result, tmp_path, *words):
     [
         ({"data": "missing"}, ["missing", "does not exist"]),
         ({"num_classes": 3}, ["do not fit RepVGG-tiny with 3 classes", "pass --arch RepVGG-tiny --num-classes 2"]),
-        ({"num_classes": 0}, ["number of classes is 0"]),
+        ({"num_classes": 0}, ["--num-classes 0 was given; allowed is from 1 to 1,000,000"]),
         ({"arch": "RepVGG-A0"}, ["do not fit RepVGG-A0", "RepVGG-tiny"]),
         ({"arch": "RepVGG-A9"}, ["unknown architecture", "did you mean RepVGG-A"]),
         ({"weights": "missing.pth"}, ["missing.pth", "does not exist"]),
         ({"weights": "missing.pth", "rounding": "learned"}, ["missing.pth", "does not exist"]),
-        ({"calibration_images": 0}, ["0 calibration images", "at least 1"]),
+        ({"calibration_images": 0}, ["--calibration-images 0", "from 1 to"]),
         ({"calibration_images": 1000}, ["1000", "there are 24"]),
-        ({"batch_size": 0}, ["batch size 0"]),
-        ({"workers": -1}, ["-1 workers"]),
-        ({"image_size": 0}, ["image size 0"]),
-        ({"crop_ratio": 2}, ["crop ratio 2"]),
-        ({"std": "[0.2,0,0.2]"}, ["std (0.2, 0.0, 0.2)", "above 0"]),
-        ({"percentile": 0}, ["percentile 0", "above 0 and up to 100"]),
-        ({"percentile": 101}, ["percentile 101"]),
+        ({"batch_size": 0}, ["--batch-size 0"]),
+        ({"workers": -1}, ["--workers -1"]),
+        ({"image_size": 0}, ["--image-size 0"]),
+        ({"image_size": 3_000_000_000}, ["--image-size 3000000000", "from 1 to 8,192"]),
+        ({"image_size": 8192, "crop_ratio": 0.01}, ["image size 8192", "crop ratio 0.01", "more than"]),
+        ({"crop_ratio": 1e-320}, ["--crop-ratio", "from 0.01 to 1"]),
+        ({"mean": "1e30,0,0"}, ["--mean (1e+30, 0.0, 0.0)", "for each of them is from -1,000 to 1,000"]),
+        ({"mean": "nan,0,0"}, ["--mean (nan, 0.0, 0.0)"]),
+        ({"seed": 2**64}, ["--seed 18446744073709551616"]),
+        ({"workers": 10**4}, ["--workers 10000"]),
+        ({"crop_ratio": 2}, ["--crop-ratio 2.0"]),
+        ({"std": "[0.2,0,0.2]"}, ["--std (0.2, 0.0, 0.2)", "from 0.0001"]),
+        ({"percentile": 0}, ["--percentile 0.0", "more than 0 and at most 100"]),
+        ({"percentile": 101}, ["--percentile 101.0"]),
         ({"rounding_images": -1}, ["--rounding-images -1"]),
         (
             {"activation_bits": 6, "runtimes": "all"},
             ["activations of 6 bits can only be simulated", "--runtimes pytorch"],
         ),
-        ({"weight_bits": 1}, ["1 bits", "allowed are 2 to 8"]),
+        ({"weight_bits": 1}, ["--weight-bits 1", "from 2 to 8"]),
         (
             {"reconstruction_gains": True, "per_tensor_weights": True},
             ["--reconstruction-gains", "leave --per-tensor"],
@@ -230,7 +237,7 @@ def test_existing_output_is_refused_and_replaced_only_at_the_end(ptq, tmp_path):
     with file_size_limit(100_000):
         status, err = ptq(overwrite="true")
     assert status == 1, err
-    assert err.endswith("repquant ptq: [Errno 27] File too large\n")
+    assert err.endswith(f"repquant ptq: [Errno 27] File too large: '{run}'\n")
     assert list(run.parent.rglob("*")) == [run, run / "result.json"]
     assert (run / "result.json").read_text() == "earlier"
     status, err = ptq(overwrite="true")  # and so the tests above see one mistake each

@@ -1,3 +1,4 @@
+import onnx
 import pytest
 import torch
 
@@ -32,7 +33,7 @@ def test_a_gpu_that_is_not_there(evaluate, weights):
     ("arguments", "message"),
     [
         ((), "the runtime pytorch runs a checkpoint; pass --arch and --weights"),
-        (("--runtimes", "openvino"), "the runtime openvino runs an ONNX file; pass --model"),
+        (("--runtimes", "openvino"), "the runtime openvino runs a file; pass --model"),
         (("--runtimes", "onnxruntime", "--model", "missing.onnx"), "model file missing.onnx does not exist"),
         (("--runtimes", "onnxruntime", "--model", "cut.onnx"), "can't load cut.onnx"),
         (("--runtimes", "openvino", "--model", "cut.onnx"), "can't load cut.onnx"),
@@ -59,6 +60,19 @@ def test_logits_that_are_no_numbers_are_an_error_in_a_sentence(evaluate, weights
     tensors["linear.weight"].fill_(3e38)
     torch.save(tensors, tmp_path / "huge.pth")
     status, out, err = evaluate("--arch", "RepVGG-tiny", "--weights", "huge.pth")
-    assert (status, out) == (1, "")
-    assert "returned NaN or infinite logits" in err
+    assert (status, out) == (2, "")
+    assert "returned NaN or infinite values" in err
     assert "Traceback" not in err
+
+
+def test_a_file_that_gives_another_number_of_logits(evaluate, tmp_path):
+    """Flattened images have 3,072 numbers, and the right class is none of the largest."""
+    shape = ["n", 3, 32, 32]
+    infos = [onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, shape)]
+    infos.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, ["n", 3072]))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Flatten", ["a"], ["b"])], "g", infos[:1], infos[1:])
+    opset = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "flat.onnx")
+    status, out, err = evaluate("--runtimes", "onnxruntime", "--model", "flat.onnx")
+    assert (status, out) == (2, "")
+    assert "gives 3072 logits an image, and the model is to have 2 classes" in err

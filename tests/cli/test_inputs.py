@@ -4,10 +4,18 @@ import shutil
 
 import pytest
 
-from repquant.cli.inputs import held_back_loader, open_calibration, training_loader
-from repquant.cli.options import CalibrationOptions, DataOptions, MethodOptions
+from repquant.cli.inputs import (
+    held_back_loader,
+    open_calibration,
+    open_method,
+    open_target,
+    saturation_notes,
+    training_loader,
+)
+from repquant.cli.options import CalibrationOptions, DataOptions, MethodOptions, TargetOptions
 from repquant.data.datasets import ImageFolder, open_split
 from repquant.errors import InputError
+from repquant.runtimes import cpu
 from repquant.train.distributed import Ranks
 from repquant.train.held_back import hold_back
 
@@ -87,3 +95,44 @@ def test_labels_that_are_not_used_need_not_fit(own_data):
     shutil.rmtree(folder / "val")
     with pytest.raises(InputError, match="3 classes in train, the model has 2"):
         held_back_loader(calibration, options, 20, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target": "openvino", "tensorrt_scales": "float16"},
+            "--tensorrt-scales float16 is for --target tensorrt, and",
+        ),
+        ({"target": "onnxruntime", "tensorrt_weights": "float"}, "--tensorrt-weights float is for --target tensorrt"),
+        (
+            {"target": "tensorrt", "tensorrt_weights": "int4"},
+            "--tensorrt-weights int4 was given; allowed are int8 and f",
+        ),
+        (
+            {"target": "tensorrt", "tensorrt_scales": "half"},
+            "--tensorrt-scales half was given; allowed are float32 and",
+        ),
+    ],
+)
+def test_storage_for_tensorrt(options, message):
+    with pytest.raises(InputError, match=message):
+        open_target(TargetOptions(**options))
+
+
+def test_gains_need_float32_scales():
+    target = open_target(TargetOptions(target="tensorrt", tensorrt_scales="float16"))
+    with pytest.raises(InputError, match="--reconstruction-gains fold into float32 scales"):
+        open_method(MethodOptions(rounding="learned", reconstruction_gains=True), target)
+
+
+def test_notes_say_what_a_cpu_without_vnni_does(monkeypatch):
+    target = open_target(TargetOptions(target="tensorrt"))
+    monkeypatch.setattr(cpu, "int8_support", lambda: cpu.Int8Support(False, ""))
+    precise, saturating = saturation_notes(target, ("pytorch", "onnxruntime", "openvino"))
+    assert "exact and slower" in precise
+    assert "openvino may saturate" in saturating
+    assert saturation_notes(target, ("pytorch",)) == ()
+    assert saturation_notes(open_target(TargetOptions(target="tensorrt", weight_bits=7)), ("openvino",)) == ()
+    monkeypatch.setattr(cpu, "int8_support", lambda: cpu.Int8Support(True, ""))
+    assert saturation_notes(target, ("onnxruntime", "openvino")) == ()

@@ -1,12 +1,16 @@
 """The way in: exit status, messages, and how fast it answers."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from repquant import signals
 from repquant.cli import ptq
-from repquant.cli.main import main
+from repquant.train.stopping import StoppedError
 
 REQUIRED = ("--arch", "RepVGG-tiny", "--weights", "w.pth", "--data", "d", "--target", "tensorrt", "--output", "run")
 HEAVY = {"numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "PIL", "safetensors", "torch"}
@@ -29,7 +33,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
         (("ptq", *REQUIRED, "surplus"), "unrecognized arguments: surplus"),
         (("ptq", *REQUIRED, "--batch-size", "many"), "batch_size"),
         (("ptq", *REQUIRED, "--batch-size", "1.5"), "batch_size"),
-        (("ptq", *REQUIRED, "--mean", "[0.5,0.5]"), "3 elements"),
+        (("ptq", *REQUIRED, "--mean", "[0.5,0.5]"), "argument --mean: expected three numbers, for example 0.5,0.5,0.5"),
         (("ptq", *REQUIRED, "--overwrite", "maybe"), "overwrite"),
         (("ptq", *REQUIRED, "--config", "missing.yaml"), "missing.yaml"),
     ],
@@ -74,7 +78,11 @@ def test_version(repquant):
     ("error", "message"),
     [
         (OSError(28, "No space left on device"), "repquant ptq: [Errno 28] No space left on device"),
-        (FloatingPointError("runtime pytorch returned NaN"), "repquant ptq: runtime pytorch returned NaN"),
+        (MemoryError(), "repquant ptq: the memory is not enough (MemoryError); lower --batch-size or --image-size"),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory"),
+            "repquant ptq: the memory is not enough",
+        ),
         (KeyboardInterrupt(), "repquant ptq: interrupted"),
     ],
 )
@@ -88,15 +96,105 @@ def test_what_the_world_does_wrong_is_status_1_in_a_sentence(repquant, monkeypat
     assert err.startswith(message)
 
 
-def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch):
-    """Python then ends with status 1."""
+def test_logits_that_are_no_numbers_are_status_2_in_every_verb(repquant, monkeypatch):
+    def fail(_options):
+        raise FloatingPointError("runtime pytorch returned NaN")
 
+    monkeypatch.setattr(ptq, "run", fail)
+    assert repquant("ptq", *REQUIRED) == (2, "", "repquant ptq: runtime pytorch returned NaN\n")
+
+
+def test_a_defect_of_the_program_is_said_to_be_one_and_its_report_kept(repquant, monkeypatch, tmp_path):
     def fail(_options):
         raise KeyError("a defect")
 
     monkeypatch.setattr(ptq, "run", fail)
-    with pytest.raises(KeyError, match="a defect"):
-        main(["ptq", *REQUIRED])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    status, out, err = repquant("ptq", *REQUIRED)
+    assert (status, out) == (1, "")
+    (report,) = tmp_path.glob("repquant-*.txt")
+    assert err == (
+        "repquant ptq: this is a fault of repquant, not yours: KeyError: 'a defect'. "
+        f"The full report is in {report}; please send it with what you did\n"
+    )
+    content = report.read_text()
+    assert "Traceback" in content
+    assert "'--arch', 'RepVGG-tiny'" in content
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert "could not be written, so here it is" in repquant("ptq", *REQUIRED)[2]
+
+
+@pytest.mark.parametrize("by", ["interrupt", "termination", "stop"])
+def test_a_signal_counts_whatever_a_library_makes_of_it(repquant, monkeypatch, by):
+    """Some turn an exception in an import into one of their own."""
+    asked = {
+        "interrupt": KeyboardInterrupt(),
+        "termination": SystemExit(143),
+        "stop": StoppedError("stopped as asked"),
+    }[by]
+
+    def fail(_options):
+        try:
+            signals.end_with(asked)
+        except BaseException as error:
+            raise ImportError("no library") from error
+
+    monkeypatch.setattr(ptq, "run", fail)
+    status, _, err = repquant("ptq", *REQUIRED)
+    assert status == {"interrupt": 1, "termination": 143, "stop": 75}[by]
+    assert "library" not in err
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4])
+def test_an_interrupt_while_the_program_starts(delay):
+    code = "import sys; print(flush=True); from repquant.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "ptq", *REQUIRED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert "Traceback" not in err
+    assert process.returncode in (1, 2, -signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"arch: Gr\xf6\xdfe", "configuration run.yaml is no text in UTF-8"),
+        (b"mean: " + b"[" * 5000, "configuration run.yaml is nested too deeply"),
+        (b"- " * 5000, "configuration run.yaml is nested too deeply"),
+        (b"a: &a [1, 1]\nb: &b [*a, *a]", "configuration run.yaml refers to other parts of itself"),
+        (b"#" * 10**6, "can't read configuration run.yaml: Larger than 65,536 bytes"),
+        (None, "can't read configuration run.yaml: Not a regular file"),
+    ],
+)
+def test_a_configuration_that_would_take_for_ever(repquant, tmp_path, content, message):
+    if content is None:
+        os.mkfifo(tmp_path / "run.yaml")
+    else:
+        (tmp_path / "run.yaml").write_bytes(content)
+    for given in (("--config", "run.yaml"), ("--config=run.yaml",)):
+        status, _, err = repquant("ptq", *given, *REQUIRED)
+        assert status == 2
+        assert message in err
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000, "x" * 10**4, "&a [*a]", "\x1b[31m", "1\n2"])
+def test_an_argument_that_would_take_for_ever(repquant, value):
+    status, _, err = repquant("ptq", *REQUIRED, "--batch-size", value)
+    assert status == 2
+    assert "Traceback" not in err
+    assert len(err) < 3000
+    assert "\x1b" not in err
+
+
+def test_three_numbers_as_people_write_them(repquant):
+    for given in ("0.5,0.25,1", "[0.5, 0.25, 1]", "(0.5,0.25,1)"):
+        status, out, _ = repquant("ptq", *REQUIRED, "--mean", given, "--print_config")
+        assert status == 0
+        assert "mean:\n- 0.5\n- 0.25\n- 1.0\n" in out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ptq", "--help"], ["ptq", *REQUIRED, "--print_config"], ["ptq"]])

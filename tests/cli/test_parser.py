@@ -13,7 +13,7 @@ from repquant.cli.console import show_configuration
 from repquant.cli.main import VERBS, build_parser
 from repquant.cli.options import option
 from repquant.cli.parser import add_options
-from repquant.quant.qat_recipe import UNUSED
+from repquant.qat.recipe import UNUSED
 
 TWO_VALUES = {
     int: (3, 4),

@@ -1,8 +1,10 @@
 import json
+import os
 
 import pytest
 import torch
 
+from repquant.locks import sole_user
 from repquant.models.checkpoints import load_model, save_model
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
@@ -146,7 +148,7 @@ def test_a_teacher_with_other_classes(qat, tmp_path):
         (("--vnni", "perhaps"), "--vnni perhaps was given; allowed are auto, yes and no"),
         (("--weight-ranges", "entropy"), "weight ranges 'entropy'"),
         (("--rounding", "learned"), "pass --rounding feedback or nearest"),
-        (("--calibration-images", "0", "--rounding-images", "0"), "0 calibration images is too few"),
+        (("--calibration-images", "0", "--rounding-images", "0"), "--calibration-images 0 was given"),
         (("--method", "inserted-bn", "--inserted-bn", "none.safetensors"), "pass --equalization none and"),
         (("--refresh-steps", "5"), "--refresh-steps is for --statistics refreshed, and they are frozen"),
         (("--freeze-epochs", "0"), "--freeze-epochs is for --method inserted-bn, and it is equivalent-kernel"),
@@ -186,3 +188,22 @@ def test_insert_bn_and_training_with_it(repquant, qat, weights, photographs, sma
     status, _, stderr = repquant("insert-bn", "--weights", weights, *common)
     assert status == 2
     assert "pass --overwrite" in stderr
+
+
+def test_a_run_that_failed_does_not_block_its_folder(qat, tmp_path):
+    """What can be seen at once is refused before calibration, and a failure leaves a folder that is new."""
+    status, _, stderr = qat(tmp_path / "run", "--randaugment", "foo")
+    assert status == 2
+    assert "RandAugment 'foo' is not understood" in stderr
+    assert "calibrating first" not in stderr
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("epochs: 7")  # of a run that failed later
+    assert qat(tmp_path / "run", "--runtimes", "pytorch")[0] == 0
+
+
+def test_two_runs_do_not_share_a_folder(qat, tmp_path):
+    with sole_user(tmp_path / "run"):
+        status, _, stderr = qat(tmp_path / "run", "--resume")
+    assert status == 2
+    assert f"run is in use by process {os.getpid()} on" in stderr

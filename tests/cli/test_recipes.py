@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from repquant.cli.main import build_parser
 from repquant.models.zoo import ARCHITECTURES, PUBLISHED, SEARCH_SUFFIX
-from repquant.quant.qat_recipe import QatRecipe
+from repquant.repvgg.qat_recipe import RepVGGQatRecipe
 from repquant.train.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -36,7 +36,7 @@ def test_every_recipe_is_read_by_the_command_line(parser, recipe):
     for name, value in yaml.safe_load(recipe.read_text()).items():
         expected = "images" if name == "data" else value
         assert parsed[name] == (tuple(expected) if isinstance(expected, list) else expected)
-    kind = QatRecipe if recipe.stem.startswith("qat-") else Recipe
+    kind = RepVGGQatRecipe if recipe.stem.startswith("qat-") else Recipe
     settings = kind(**{field.name: parsed[field.name] for field in fields(kind)})
     assert settings.arch in ARCHITECTURES
 

@@ -188,3 +188,12 @@ def test_a_folder_that_may_not_be_listed(class_folders, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert f"can't list {class_folders / 'train'}: Permission denied" in message(class_folders)
+
+
+def test_a_link_to_itself_is_an_unreadable_image_of_its_class(class_folders):
+    link = class_folders / "train" / "cat" / "x.png"
+    link.symlink_to(link)
+    source = open_split(class_folders, "train")
+    assert names(source).count("cat/x.png") == 1
+    with pytest.raises(UnreadableImageError, match="too many levels of symbolic links"):
+        source.image(names(source).index("cat/x.png"))

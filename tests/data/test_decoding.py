@@ -1,8 +1,10 @@
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from repquant.data.decoding import Crop, UnreadableImageError, cut, decode, read_bytes
 from repquant.errors import InputError
@@ -83,7 +85,7 @@ def test_truncated_jpeg_says_so(save_image):
 def test_not_an_image(tmp_path, content):
     file = tmp_path / "page.jpg"
     file.write_bytes(content)
-    check_unreadable(file, "not an image in a format that Pillow knows")
+    check_unreadable(file, "not an image in a format that is read")
 
 
 def test_missing_file(tmp_path):
@@ -184,3 +186,38 @@ def test_a_truncated_jpeg_is_unreadable_at_any_resolution(tmp_path):
 
 def test_without_a_crop_the_resolution_is_full(tmp_path):
     assert decoded(photo(tmp_path / "a.jpg")).size == (501, 377)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_image_starts_a_program(tmp_path, monkeypatch):
+    """Pillow gives EPS to Ghostscript, whatever the file is called."""
+    ghostscript, witness = tmp_path / "gs", tmp_path / "was-run"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {witness}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "x.jpg").write_bytes(EPS)
+    check_unreadable(tmp_path / "x.jpg", "not an image in a format that is read")
+    assert not witness.exists()
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    with Image.open(tmp_path / "x.jpg") as image, suppress(Exception):
+        image.load()
+    assert witness.exists()  # the trap works on a reader that takes what Pillow takes
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop"])
+def test_only_regular_files_are_read(tmp_path, kind):
+    """The others hang, never end, or lead nowhere."""
+    file = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(Path("/dev/zero") if kind == "device" else file)
+    check_unreadable(file, "too many levels of symbolic links" if kind == "loop" else "not a regular file")
+
+
+def test_a_file_beyond_all_images_is_not_read(tmp_path):
+    with (tmp_path / "x.png").open("wb") as stream:
+        stream.truncate(2**40)  # a hole
+    check_unreadable(tmp_path / "x.png", "larger than 1,073,741,824 bytes")

@@ -231,7 +231,10 @@ def test_a_compressed_shard_is_refused(shards):
         ([{"cls": b"cat"}], "a.tar: 0.cls does not hold a number"),
         ([{"json": b'{"label": "cat"}'}], "a.tar: 0.json does not hold a number"),
         ([{"json": b"{"}], "a.tar: 0.json does not hold a number"),
-        ([{"cls": b"-1"}], "the label in 0.cls is -1, below 0"),
+        ([{"cls": b"10000000000"}], "the label in 0.cls is 10000000000, not from 0 to 999999"),
+        ([{"json": b"[" * 10**5}], "0.json does not hold a number"),
+        ([{"json": b'{"label": Infinity}'}], "0.json does not hold a number"),
+        ([{"cls": b"-1"}], "the label in 0.cls is -1, not from 0 to 999999"),
         ([{"cls": b"0", "jpg": b""}], "0.jpg and 0.png are two images of one sample"),
         ([{"cls": b"0"}, {}], r"1 of the 2 images in .* have no label (the first: a.tar/1.png)"),
     ],
@@ -293,3 +296,9 @@ def test_writing_twice_gives_the_same_bytes(folder, tmp_path):
     source = open_split(folder, "train")
     first, second = (write_shards(source, tmp_path / name, 4)[0].read_bytes() for name in ("one", "two"))
     assert first == second
+
+
+def test_only_regular_files_are_shards(tmp_path):
+    (tmp_path / "train").mkdir()
+    os.mkfifo(tmp_path / "train" / "000000.tar")
+    assert "Not a regular file" in message(tmp_path)

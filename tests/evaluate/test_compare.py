@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from repquant.evaluate.compare import fidelity, paired_drop, parity
-from repquant.evaluate.predictions import LogitDifference
+from repquant.evaluate.predictions import OutputDifference
 
 pairs = st.integers(1, 60).flatmap(lambda n: st.tuples(arrays(np.bool_, n), arrays(np.bool_, n)))
 
@@ -19,7 +19,7 @@ def table(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, 
     return np.array(float_correct), np.array(correct)
 
 
-def difference(**changes) -> LogitDifference:
+def difference(**changes) -> OutputDifference:
     values = {
         "same_top1": np.array([True, True, True, False]),
         "kl": np.array([0.0, 0.01, 0.02, 0.05]),
@@ -28,7 +28,7 @@ def difference(**changes) -> LogitDifference:
         "largest": 0.5,
         "reference_largest": 12.7,
     }
-    return LogitDifference(**(values | changes))
+    return OutputDifference(**(values | changes))
 
 
 def test_drop_by_hand():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from repquant.evaluate.predictions import LogitDifference, Predictions, label_ranks
+from repquant.evaluate.predictions import OutputDifference, Predictions, label_ranks
 
 # Few distinct values, so that ties are common.
 tied_logits = arrays(np.float32, (5, 7), elements=st.sampled_from([-1.0, 0.0, 0.5, 2.0]))
@@ -56,9 +56,9 @@ def test_parts_join_to_the_whole(logits, other, labels, cut):
     for name in ("top1", "correct", "in_top5"):
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
 
-    whole = LogitDifference.between(logits, other)
-    joined = LogitDifference.concatenate(
-        [LogitDifference.between(logits[s], other[s]) for s in (slice(cut), slice(cut, None))]
+    whole = OutputDifference.between(logits, other)
+    joined = OutputDifference.concatenate(
+        [OutputDifference.between(logits[s], other[s]) for s in (slice(cut), slice(cut, None))]
     )
     for name in ("same_top1", "kl", "signal", "noise", "largest", "reference_largest"):
         np.testing.assert_allclose(getattr(joined, name), getattr(whole, name))
@@ -71,7 +71,7 @@ def test_half_labeled_parts_are_refused():
 
 
 def test_difference_by_hand():
-    difference = LogitDifference.between(logits_of([3, -4], [0, 1]), logits_of([3, -2], [1, 0]))
+    difference = OutputDifference.between(logits_of([3, -4], [0, 1]), logits_of([3, -2], [1, 0]))
     assert difference.same_top1.tolist() == [True, False]
     assert difference.signal == 9 + 16 + 1
     assert difference.noise == 4 + 1 + 1
@@ -84,7 +84,7 @@ def test_difference_by_hand():
 
 @given(tied_logits)
 def test_equal_logits_do_not_differ(logits):
-    difference = LogitDifference.between(logits, logits)
+    difference = OutputDifference.between(logits, logits)
     assert difference.same_top1.all()
     assert not difference.kl.any()
     assert (difference.noise, difference.largest) == (0, 0)

@@ -7,7 +7,7 @@ import torch
 from repquant.data.loading import Batch
 from repquant.errors import InputError
 from repquant.evaluate import stream
-from repquant.evaluate.predictions import LogitDifference, Predictions
+from repquant.evaluate.predictions import OutputDifference, Predictions
 from repquant.evaluate.stream import Evaluation, evaluate
 
 CLASSES = 7
@@ -66,7 +66,7 @@ def test_same_as_all_logits_at_once(tables, labels, batch_size, chunk_images):
             np.testing.assert_array_equal(getattr(result.predictions[name], key), getattr(expected, key))
     assert result.differences.keys() == {("q", "f"), ("r", "q")}
     for (name, reference), difference in result.differences.items():
-        expected = LogitDifference.between(tables[reference], tables[name])
+        expected = OutputDifference.between(tables[reference], tables[name])
         for key in ("same_top1", "kl", "signal", "noise", "largest", "reference_largest"):
             np.testing.assert_allclose(getattr(difference, key), getattr(expected, key))
 
@@ -143,7 +143,7 @@ def test_broken_logits_name_the_runtime(tables):
     broken[5, 3] = np.nan
     broken[6, 0] = np.inf
     runtimes = {"f": LookUp(tables["f"]), "entropy/openvino": LookUp(broken)}
-    with pytest.raises(FloatingPointError, match="runtime entropy/openvino returned NaN or infinite logits for 2 of 8"):
+    with pytest.raises(FloatingPointError, match="runtime entropy/openvino returned NaN or infinite values for 2 of 8"):
         evaluate(runtimes, batches(23, 4), chunk_images=8)
 
 
@@ -170,5 +170,5 @@ def test_pair_of_unknown_name(tables):
 
 def test_pair_of_different_class_counts(tables):
     runtimes = {"f": LookUp(tables["f"]), "q": LookUp(tables["q"][:, :3])}
-    with pytest.raises(ValueError, match="q has 3 classes and f has 7: they can't be compared"):
+    with pytest.raises(ValueError, match=r"q returns \(3,\) for an image and f \(7,\)"):
         evaluate(runtimes, batches(4, 4), compare=[("q", "f")])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repquant.errors import InputError
+from repquant.models import torch_file
 from repquant.models.checkpoints import load_model, load_tensors, save_model
 from repquant.models.dialects import to_dialect
 from repquant.models.network import RepVGG, build
@@ -215,12 +216,20 @@ class TestDamagedFiles:
     def test_folder(self, tmp_path: Path) -> None:
         assert "is a folder; give a checkpoint file" in self.refusal(tmp_path)
 
+    @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+    def test_pipe_and_device(self, name: str, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / name)
+        assert self.refusal(tmp_path / name).endswith(": Not a regular file")
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/dev/zero")
+        assert self.refusal(tmp_path / name).endswith(": Not a regular file")
+
     def test_unreadable_file(self, official, saved, monkeypatch) -> None:
         def refuse(*args: Any, **options: Any) -> None:
             raise PermissionError(13, "Permission denied")
 
         path = saved(official)
-        monkeypatch.setattr(torch, "load", refuse)
+        monkeypatch.setattr(torch_file, "open_regular", refuse)
         assert self.refusal(path).endswith(": Permission denied")
 
     @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])

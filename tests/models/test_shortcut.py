@@ -4,9 +4,10 @@ import torch
 from repquant.models.blocks import SHORTCUT_KINDS, DeployBlock, ShortcutBlock
 from repquant.models.network import build, make_block
 from repquant.models.reparam import reparameterize
-from repquant.models.shortcut import count_identities, diagonal_center, split_identity
+from repquant.models.shortcut import count_identities, split_identity
 from repquant.models.spec import ArchSpec, BlockSpec
 from repquant.numerics.affine import Scheme, channel_range, fake_quantize, grid_for_range
+from repquant.numerics.diagonal import diagonal_center
 
 
 def fused_block(groups=1, squeeze_excite=False, stride=1, diagonal=None, kind="repvgg"):

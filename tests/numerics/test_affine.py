@@ -13,6 +13,7 @@ from repquant.numerics.affine import (
     fake_quantize,
     grid_for_range,
     quantize,
+    stored_scale,
 )
 
 SCHEMES = st.builds(
@@ -149,3 +150,33 @@ def test_gradient_passes_inside_the_range_and_stops_where_clipped():
     x = torch.tensor([-3.0, -0.5, 0.3, 3.0], requires_grad=True)
     fake_quantize(x, grid).sum().backward()
     assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+HALF = Scheme(scale_type="float16")
+
+
+def test_hand_computed_half_scale():
+    grid = grid_for_range(-1.0, 1.0, HALF)
+    assert float(grid.scale) == float(torch.tensor(1 / 127).half())
+    assert float(grid.scale) != float(grid_for_range(-1.0, 1.0, Scheme()).scale)
+
+
+@given(st.floats(2.0**-30, 65000.0, width=32))
+def test_half_scales_are_half_positive_and_near(scale):
+    given = torch.tensor(scale, requires_grad=True)
+    stored = stored_scale(given, HALF)
+    assert stored == stored.half().float()
+    assert stored > 0
+    assert abs(float(stored.detach()) - scale) <= max(scale * 2.0**-11, 2.0**-24)
+    stored.backward()
+    assert given.grad > 0
+
+
+def test_float32_scales_are_left_alone():
+    scale = torch.rand(5)
+    assert stored_scale(scale, Scheme()) is scale
+
+
+def test_a_scale_that_is_too_large_for_half():
+    with pytest.raises(InputError, match=r"a scale of 7.87e\+04 does not fit FP16; store the scales as float32"):
+        grid_for_range(-1e7, 1e7, HALF)

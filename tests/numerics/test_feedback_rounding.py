@@ -71,3 +71,16 @@ def test_inputs_that_never_vary(dtype):
     integers = round_with_feedback(weight.to(dtype), moments, scale, -7, 7)
     assert integers.dtype == dtype
     assert integers.isfinite().all()
+
+
+def test_moments_that_are_singular_beyond_the_damping():
+    """In float32, those of many identical channels have eigenvalues below 0."""
+    weight, scale = torch.tensor([[0.4, 0.4, 0.4]]), torch.ones(1)
+    integers = round_with_feedback(weight, torch.ones(3, 3) - 0.1 * torch.eye(3), scale, -7, 7)
+    assert set(integers[0].tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_moments_that_are_no_numbers(value):
+    with pytest.raises(FloatingPointError, match="inputs of a layer are not finite"):
+        round_with_feedback(torch.ones(1, 2), torch.full((2, 2), value), torch.ones(1), -7, 7)

@@ -4,14 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from repquant.models.reparam import reparameterize
-from repquant.models.shortcut import diagonal_center, split_identity
+from repquant.models.shortcut import split_identity
 from repquant.numerics.affine import INT32_MAX, fake_quantize
+from repquant.numerics.diagonal import diagonal_center
 from repquant.quant.calibrate import activation_ranges, collect_histograms
 from repquant.quant.convert import layer_pairs, quantize_model
 from repquant.quant.diagonal import identity_weights, may_have_identity
 from repquant.quant.ptq import ROUNDINGS, PtqMethod, quantize
-from repquant.quant.qat_start import StartOptions, start_qat
 from repquant.quant.reconstruct import ReconstructionOptions
 from repquant.quant.weight_grids import find_weight_grids, least_squares_grid
 from repquant.simulation.integers import quantize_parameters, weight_grid
@@ -92,16 +91,6 @@ def test_every_rounding_lands_on_the_chosen_grids(network, images, rounding):
     assert grids.keys() == pairs.keys()
     for name, (_, layer) in pairs.items():
         assert torch.equal(layer.integers.weight_grid.scale, grids[name].scale), name
-
-
-@pytest.mark.parametrize("rounding", ["nearest", "feedback"])
-def test_training_starts_from_the_chosen_grids(branches, images, rounding):
-    method = PtqMethod(equalization="none", weight_ranges="mse", rounding=rounding)
-    options, target = StartOptions(method="plain", ptq=method, calibrator="max"), target_of(4)
-    start = start_qat(branches, options, target, lambda: [images], lambda: [images])
-    expected = find_weight_grids(reparameterize(branches), "mse", start.ranges, target)
-    assert start.weight_grids.keys() == expected.keys()
-    assert all(torch.equal(start.weight_grids[name].scale, grid.scale) for name, grid in expected.items())
 
 
 def test_the_step_is_finer_where_no_identity_branch_may_be(network, images):

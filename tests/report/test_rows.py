@@ -3,7 +3,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from repquant.evaluate.predictions import LogitDifference, Predictions
+from repquant.evaluate.predictions import OutputDifference, Predictions
 from repquant.evaluate.stream import Evaluation
 from repquant.report.rows import measured_row
 
@@ -17,9 +17,10 @@ def evaluation(labels: np.ndarray | None) -> Evaluation:
     return Evaluation(
         predictions={name: Predictions.of(values, labels) for name, values in logits.items()},
         differences={
-            (name, reference): LogitDifference.between(logits[reference], logits[name])
+            (name, reference): OutputDifference.between(logits[reference], logits[name])
             for name, reference in [("sim", "float"), ("ort", "float"), ("ort", "sim")]
         },
+        images=4,
         seconds={"float": 2.0, "sim": 4.0, "ort": 0.5},
     )
 
@@ -75,7 +76,8 @@ def test_equal_logits_have_no_finite_sqnr():
     logits = np.ones((4, 6), np.float32)
     equal = Evaluation(
         predictions=same.predictions,
-        differences={("sim", "float"): LogitDifference.between(logits, logits)},
+        differences={("sim", "float"): OutputDifference.between(logits, logits)},
+        images=4,
         seconds=same.seconds,
     )
     row = measured_row(equal, "sim", runtime="pytorch", runtime_version="1", float_name="float")

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,12 +25,16 @@ def test_opens_a_file_in_an_engine(name, float_model, images):
 def test_unknown_name_gets_the_nearest_one():
     with pytest.raises(InputError, match="unknown runtime 'onxruntime'; did you mean onnxruntime\\? choose from pyt"):
         require("onxruntime")
-    with pytest.raises(InputError, match="unknown runtime 'q'; choose from pytorch, onnxruntime, openvino"):
+    with pytest.raises(InputError, match="unknown runtime 'q'; choose from pytorch, onnxruntime, openvino, tensorrt"):
         require("q")
 
 
 def test_missing_engine_names_its_extra(monkeypatch):
-    monkeypatch.setattr(available, "find_spec", lambda name: None if name == "openvino" else object())
+    monkeypatch.setattr(
+        available,
+        "find_spec",
+        lambda name: SimpleNamespace(origin=None if name in ("openvino", "tensorrt") else "a file"),
+    )
     assert installed() == ("pytorch", "onnxruntime")
     with pytest.raises(InputError, match=r"pip install 'repquant\[openvino\]', or choose from pytorch, onnxruntime"):
         require("openvino")
@@ -37,7 +42,7 @@ def test_missing_engine_names_its_extra(monkeypatch):
 
 def test_pytorch_runs_no_files(float_model):
     with pytest.raises(
-        InputError, match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino"
+        InputError, match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino, tensorrt"
     ):
         open_runtime("pytorch", float_model.path)
 

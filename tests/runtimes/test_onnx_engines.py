@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from repquant.errors import InputError
+from repquant.runtimes.classifier import Classifier
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.onnxruntime import OnnxRuntime
 from repquant.runtimes.openvino import OpenVinoRuntime
@@ -100,14 +101,18 @@ def test_fixed_batch(engine, tmp_path):
     save_flatten(tmp_path / "fixed.onnx", {"images": [2, 3, 8, 8]})
     runtime = engine(tmp_path / "fixed.onnx")
     assert runtime(np.zeros((2, 3, 8, 8), np.float32)).shape == (2, 192)
-    with pytest.raises(InputError, match="takes images of shape 2 x 3 x 8 x 8, not 1 x 3 x 8 x 8"):
+    with pytest.raises(InputError, match="takes batches of exactly 2 images, and one has 1, as the last may have"):
         runtime(np.zeros((1, 3, 8, 8), np.float32))
 
 
-def test_model_that_is_no_classifier(engine, tmp_path):
+def test_several_inputs_and_outputs(engine, tmp_path):
     save_flatten(tmp_path / "two.onnx", {"a": ["n", 3, 8, 8], "b": ["n", 3, 8, 8]})
-    with pytest.raises(InputError, match=r"two\.onnx has 2 inputs and 2 outputs; a classifier with one input"):
-        engine(tmp_path / "two.onnx")(np.zeros((2, 3, 8, 8), np.float32))
+    runtime = engine(tmp_path / "two.onnx")
+    a, b = (np.full((2, 3, 8, 8), value, np.float32) for value in (1, 2))
+    outputs = runtime(a, b)
+    assert [(x.shape, float(x.max())) for x in outputs] == [((2, 192), 1), ((2, 192), 2)]
+    with pytest.raises(InputError, match=r"two\.onnx takes 2 inputs, not 1"):
+        runtime(a)
 
 
 def test_inputs_and_outputs_by_name(engine, tmp_path):
@@ -128,3 +133,48 @@ def test_executed_operators_say_which_products_are_of_integers(engine, float_mod
 
     assert not any(operator.is_integer for operator in products(float_model))
     assert any(operator.is_integer for operator in products(qdq_model))
+
+
+def save_identity(path: Path, kind: int, shape: list[str | int], node: str = "Flatten") -> None:
+    infos = [helper.make_tensor_value_info(name, kind, shape if name == "a" else None) for name in ("a", "b")]
+    graph = helper.make_graph([helper.make_node(node, ["a"], ["b"])], "g", infos[:1], infos[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+
+
+def test_images_of_another_type(engine, tmp_path):
+    save_identity(tmp_path / "double.onnx", TensorProto.DOUBLE, ["n", 3, 8, 8])
+    with pytest.raises(InputError, match=r"double\.onnx takes images as (tensor\(double\)|f64); export it so that"):
+        engine(tmp_path / "double.onnx")(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_a_scalar_for_an_image(engine, tmp_path):
+    save_identity(tmp_path / "scalar.onnx", TensorProto.FLOAT, [], "Identity")
+    with pytest.raises(InputError, match=r"scalar\.onnx takes images of shape of no dimensions, not 1 x 3 x 8 x 8"):
+        engine(tmp_path / "scalar.onnx")(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_an_output_that_is_no_logits(engine, tmp_path):
+    save_identity(tmp_path / "same.onnx", TensorProto.FLOAT, ["n", 3, 8, 8], "Relu")
+    with pytest.raises(InputError, match=r"same\.onnx gives an output of shape \(2, 3, 8, 8\) for 2 images"):
+        Classifier(engine(tmp_path / "same.onnx"), tmp_path / "same.onnx")(np.zeros((2, 3, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize("reason", ["std::bad_alloc", "Failed to allocate memory for requested buffer", "broken"])
+def test_an_engine_that_fails_says_why(engine, float_model, images, monkeypatch, reason):
+    runtime = engine(float_model.path)
+
+    class Failing:
+        def run(self, *_):
+            raise RuntimeError(f"somewhere.cpp:12\n{reason}")
+
+        infer = lambda self, *_, **__: self.run()  # noqa: E731
+
+    monkeypatch.setattr(runtime, "_session" if engine is OnnxRuntime else "_request", Failing())
+    with pytest.raises(InputError if reason == "broken" else MemoryError, match=reason):
+        runtime(images)
+
+
+def test_a_file_that_is_no_classifier(engine, tmp_path):
+    save_flatten(tmp_path / "two.onnx", {"a": ["n", 3, 8, 8], "b": ["n", 3, 8, 8]})
+    with pytest.raises(InputError, match=r"two\.onnx has 2 inputs and 2 outputs; a classifier with one input"):
+        Classifier(engine(tmp_path / "two.onnx"), tmp_path / "two.onnx")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repquant.errors import InputError
-from repquant.numerics.affine import INT32_MAX, Grid, Scheme
+from repquant.numerics.affine import INT32_MAX, Grid, Scheme, grid_for_range
 from repquant.simulation.integers import IntegerParameters, quantize_parameters, weight_grid
 
 PER_CHANNEL = Scheme(narrow=True, channel_axis=0)
@@ -74,3 +74,14 @@ def test_a_bias_that_does_not_fit_a_given_grid():
     grid = Grid(torch.tensor([1e-9]), torch.tensor([0], dtype=torch.int32), PER_CHANNEL)
     with pytest.raises(InputError, match="32 bits"):
         quantize_parameters(torch.zeros(1, 2), torch.tensor([1e3]), torch.tensor(1e-3), grid)
+
+
+def test_biases_have_the_precision_of_half_scales():
+    scheme = Scheme(narrow=True, channel_axis=0, scale_type="float16")
+    bias, scale = torch.tensor([1.0001, -300.3]), torch.tensor(0.01).half().float()
+    grid = grid_for_range(torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0]), scheme)
+    integers = quantize_parameters(torch.zeros(2, 1), bias, scale, grid)
+    error = integers.float_bias() - bias.half().float()
+    assert (error.abs() <= integers.bias_scale / 2 * 1.001).all()
+    with pytest.raises(InputError, match=r"a bias of 7e\+04 does not fit FP16"):
+        quantize_parameters(torch.zeros(2, 1), torch.tensor([70000.0, 0.0]), scale, grid)

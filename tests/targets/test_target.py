@@ -48,3 +48,26 @@ def test_fewer_bits(name):
     assert "VNNI" not in target.note
     with pytest.raises(InputError, match="2 to 8"):
         resolve_target(name, weight_bits=9)
+
+
+def test_tensorrt_reads_no_int32():
+    assert resolve_target("tensorrt").float_biases
+    assert not any(resolve_target(name).float_biases for name in ("onnxruntime", "openvino"))
+
+
+def test_storage_for_tensorrt():
+    target = resolve_target("tensorrt", stored_weights="float", scale_type="float16")
+    assert target.weights == "float"
+    assert (target.activation.scale_type, target.weight.scale_type) == ("float16", "float16")
+
+
+@pytest.mark.parametrize("settings", [{"stored_weights": "float"}, {"scale_type": "float16"}])
+def test_storage_of_tensorrt_is_refused_elsewhere(settings):
+    with pytest.raises(InputError, match="are for tensorrt, not for openvino"):
+        resolve_target("openvino", **settings)
+
+
+@pytest.mark.parametrize("settings", [{"stored_weights": "int4"}, {"scale_type": "bfloat16"}])
+def test_unknown_storage(settings):
+    with pytest.raises(InputError, match=r"unknown type of .*; allowed are (int8, float|float32, float16)"):
+        resolve_target("tensorrt", **settings)

@@ -2,7 +2,7 @@ import errno
 import os
 import pickle
 import signal
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from repquant.errors import InputError
+from repquant.models import torch_file
 from repquant.train.checkpoint import (
     Checkpoint,
     Newest,
@@ -20,6 +21,7 @@ from repquant.train.checkpoint import (
     open_run,
 )
 from repquant.train.recipe import Recipe
+from repquant.train.reports import EpochReport
 from repquant.train.stopping import StoppedError, stoppable
 
 
@@ -34,8 +36,13 @@ def checkpoint(step: int, val_top1: float = 50.0) -> Checkpoint:
         optimizer={"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
         scaler={},
         sums={"loss": 1.5, "hits": 3.0, "images": 8.0, "seconds": 0.1, "waiting": 0.0},
-        history=[{"epoch": epoch + 1, "loss": 0.5, "val_top1": val_top1} for epoch in range(step // 4)],
+        history=[report(epoch + 1, val_top1) for epoch in range(step // 4)],
     )
+
+
+def report(epoch: int, val_top1: float) -> dict[str, float]:
+    zeros = dict.fromkeys((field.name for field in fields(EpochReport)), 0.0)
+    return zeros | {"epoch": epoch, "loss": 0.5, "val_top1": val_top1}
 
 
 def save(each: Checkpoint, folder: Path, keep: int) -> None:
@@ -143,6 +150,33 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, damage):
     assert "checkpoint-00000006.pth is damaged" in reason
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"step": 10**9}, "after 1 epochs of 4 steps it can't be at step 1000000000"),
+        ({"step": 6.5}, "its step can't be"),
+        ({"step": True}, "its step can't be"),
+        ({"steps_per_epoch": 0}, "its steps_per_epoch can't be"),
+        ({"world_size": "2"}, "its world_size can't be"),
+        ({"model": [1]}, "its model can't be"),
+        ({"model": {"weight": 1.0}}, "its model can't be"),
+        ({"average": 3}, "its average can't be"),
+        ({"optimizer": None}, "its optimizer can't be"),
+        ({"scaler": 1, "sums": {}}, "its scaler and sums can't be"),
+        ({"sums": {"loss": float("nan"), "hits": 3.0, "images": 8.0, "seconds": 0.1, "waiting": 0.0}}, "its sums"),
+        ({"sums": {"loss": 1.0, "hits": 3.0, "images": 0, "seconds": 0.1, "waiting": 0.0}}, "no images of them"),
+        ({"history": 3}, "its history can't be"),
+        ({"history": [{}]}, "its history can't be"),
+        ({"extra": 3}, "it has other entries than average, history, model"),
+    ],
+)
+def test_a_well_formed_file_that_is_no_state_of_a_training(run, changes, reason):
+    torch.save(vars(checkpoint(6)) | changes, checkpoint_path(run, 6))
+    newest = newest_checkpoint(run)
+    assert newest.checkpoint.step == 5
+    assert reason in newest.damaged[0]
+
+
 class Payload:
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -180,7 +214,7 @@ def test_when_all_are_damaged(run):
 
 
 def test_a_stop_while_a_checkpoint_is_read_does_not_make_it_damaged(run, monkeypatch):
-    monkeypatch.setattr(torch, "load", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(torch_file, "open_regular", lambda *_: signal.raise_signal(signal.SIGTERM))
     with stoppable(), pytest.raises(StoppedError):
         newest_checkpoint(run)
 
@@ -224,6 +258,7 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path, recipe):
 
 def test_a_folder_with_a_run_needs_resume(tmp_path, recipe):
     open_run(tmp_path, recipe(), resume=False)
+    checkpoint(4).save(tmp_path, keep=1)
     with pytest.raises(InputError, match="is not empty; pass --resume to go on with the run in it"):
         open_run(tmp_path, recipe(), resume=False)
     open_run(tmp_path, recipe(), resume=True)
@@ -240,8 +275,16 @@ def test_resume_begins_a_run_that_was_killed_while_it_wrote_the_recipe(tmp_path,
     assert names(tmp_path) == ["recipe.yaml"]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_a_new_folder(tmp_path, recipe, resume):
+    open_run(tmp_path, recipe(epochs=3), resume=False)
+    open_run(tmp_path, recipe(epochs=4), resume=resume)
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["epochs"] == 4
+
+
 def test_another_recipe_is_refused_and_the_differences_named(tmp_path, recipe):
     open_run(tmp_path, recipe(arch="RepVGG-A0", epochs=3), resume=False)
+    checkpoint(4).save(tmp_path, keep=1)
     with pytest.raises(
         InputError, match=r"another recipe: arch was RepVGG-A0 and is RepVGG-A1 now; epochs was 3 and is 4 now\. Resume"
     ):
@@ -250,6 +293,7 @@ def test_another_recipe_is_refused_and_the_differences_named(tmp_path, recipe):
 
 def test_a_setting_that_an_older_version_did_not_know_is_a_difference(tmp_path, recipe):
     open_run(tmp_path, recipe(), resume=False)
+    checkpoint(4).save(tmp_path, keep=1)
     file = tmp_path / "recipe.yaml"
     file.write_text(file.read_text().replace("momentum: 0.9\n", ""))
     with pytest.raises(InputError, match=r"momentum was None and is 0\.9 now"):
@@ -259,6 +303,7 @@ def test_a_setting_that_an_older_version_did_not_know_is_a_difference(tmp_path, 
 @pytest.mark.parametrize(("content", "message"), [("a: [", "can't read .*recipe.yaml"), ("5", "is not the recipe")])
 def test_a_damaged_recipe_is_refused(tmp_path, recipe, content, message):
     (tmp_path / "recipe.yaml").write_text(content)
+    checkpoint(4).save(tmp_path, keep=1)
     with pytest.raises(InputError, match=message):
         open_run(tmp_path, recipe(), resume=True)
 

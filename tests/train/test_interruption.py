@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from repquant.train import loop
 from repquant.train.checkpoint import Checkpoint, checkpoint_path, newest_checkpoint
+from repquant.train.distributed import ONE
 from repquant.train.loop import DivergedError
 from repquant.train.stopping import StoppedError, listening, stoppable
 
@@ -207,3 +209,50 @@ def test_a_run_goes_on_from_the_best_where_the_last_ones_are_damaged(recipe, tra
     (tmp_path / "whole").mkdir()
     whole.fit(tmp_path / "whole", ignore, ignore)
     assert resumed.model.state_dict()["head.weight"].equal(whole.model.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optimizer": {}}, "is not of this training"),
+        ({"optimizer": {"state": {99: {}}, "param_groups": []}}, "the moments of the optimizer are not of these"),
+        (
+            {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": []}},
+            "do not have the shape of parameter 0",
+        ),
+        ({"optimizer": {"state": {0: 5}, "param_groups": []}}, "is not of this training"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "the parameter groups of the optimizer are others"),
+        ({"model": {}}, "is not of this training"),
+        ({"model": {"head.weight": torch.ones(1)}}, "is not of this training"),
+        ({"history": "many epochs"}, "it is at step 4000, and the training has 12"),
+    ],
+)
+def test_a_checkpoint_that_is_not_of_the_training_is_passed_over(recipe, trainer, tmp_path, changes, reason):
+    """Its types are right, so that only the training itself can tell."""
+    from repquant.cli.training import restore
+
+    trainer(recipe()).fit(tmp_path, ignore, ignore)
+    last = checkpoint_path(tmp_path, 12)
+    content = torch.load(last)
+    if "history" in changes:
+        changes = {"history": content["history"][:1] * 1000, "step": 4000}
+    torch.save(content | changes, last)
+    resumed = trainer(recipe(), weights_seed=5)
+    newest = restore(resumed, newest_checkpoint(tmp_path), ONE)
+    assert newest.path == checkpoint_path(tmp_path, 8)
+    assert reason in newest.damaged[0]
+    resumed.fit(tmp_path, ignore, ignore)
+    whole = trainer(recipe())
+    (tmp_path / "whole").mkdir()
+    whole.fit(tmp_path / "whole", ignore, ignore)
+    assert resumed.model.state_dict()["head.weight"].equal(whole.model.state_dict()["head.weight"])
+
+
+def test_hyperparameters_of_a_checkpoint_are_not_believed(recipe, trainer, tmp_path):
+    trainer(recipe()).fit(tmp_path, ignore, ignore)
+    checkpoint = newest_checkpoint(tmp_path).checkpoint
+    checkpoint.optimizer["param_groups"][0]["momentum"] = "a lot"
+    resumed = trainer(recipe(epochs=4))
+    resumed.restore(checkpoint)
+    resumed.fit(tmp_path, ignore, ignore)
+    assert len(resumed.history) == 4

@@ -9,7 +9,6 @@ analysis.json, analysis.md and figures.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 
 from repquant.cli.console import finish, progress, say, show, show_configuration
@@ -23,6 +22,7 @@ from repquant.cli.options import (
     option,
 )
 from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
     calibrator: str = option("max, percentile, mse or entropy", "mse")
     equalization: str = option("scale channels before rounding: none, noise or ranges", "none")
     rounding: str = option("nearest (and biases corrected), feedback or learned", "nearest")
-    analysis_images: int = option("images of the calibration split, other ones where it has enough, to compare on", 256)
+    analysis_images: int = option(
+        "images of the calibration split, other ones where it has enough, to compare on", 256, POSITIVE_COUNT
+    )
 
 
 def run(options: Options) -> None:
@@ -43,7 +45,7 @@ def run(options: Options) -> None:
     from repquant.cli.inputs import (
         file_sha256,
         kept_names,
-        load_deploy_network,
+        load_graph,
         open_calibration,
         open_method,
         open_target,
@@ -51,13 +53,13 @@ def run(options: Options) -> None:
         transform,
         weights_path,
     )
-    from repquant.cli.quantizing import calibrate, quantize
+    from repquant.cli.outputs import output_folder
+    from repquant.cli.quantizing import ImagesOf, calibrate, round_network
     from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
+    from repquant.methods.sensitivity import measure_sensitivity
     from repquant.numerics.ranges import CALIBRATORS
-    from repquant.quant.calibrate import activation_ranges
-    from repquant.quant.sensitivity import measure_sensitivity
     from repquant.report.advice import advice
     from repquant.report.analysis import (
         Analysis,
@@ -75,10 +77,10 @@ def run(options: Options) -> None:
         raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
     target, kept = open_target(options), kept_names(options)
     method = open_method(options, target)
-    output = Path(options.output)
+    output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
-        model = load_deploy_network(options)
+        graph = load_graph(options, options.image_size)
         source = open_split(options.calibration_data or options.data, "train")
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         wanted = images_to_draw(len(source), options.calibration_images, options.analysis_images)
@@ -88,14 +90,13 @@ def run(options: Options) -> None:
             source, transform(options), options.batch_size, options.workers, options.skip_unreadable, chosen
         )
 
-        calibrated = calibrate(model, method, target, calibration, kept)
-        ranges = activation_ranges(options.calibrator, calibrated.histograms, target, percentile=options.percentile)
-        quantized = quantize(calibrated.model, ranges, target, method, calibration, kept)
+        timed = calibrate(graph, method, target, calibration, kept)
+        plan = timed.calibrated.plan(options.calibrator, percentile=options.percentile)
+        rounded = round_network(timed.calibrated, plan, calibration)
 
         started = perf_counter()
         with progress("analyze layers", analysis_loader.images) as advance:
-            images = (batch.images for batch in analysis_loader)
-            sensitivity = measure_sensitivity(calibrated.model, quantized, images, on_batch=advance)
+            sensitivity = measure_sensitivity(timed.calibrated.graph, rounded, ImagesOf(analysis_loader), advance)
         done = method if calibration.rounding else replace(method, rounding="nearest")
         analysis = Analysis(
             output=options.output,
@@ -106,7 +107,7 @@ def run(options: Options) -> None:
                 images=calibration.images_read,
                 seed=options.seed,
                 sha256=calibration.subset.sha256,
-                seconds=calibrated.collect_seconds,
+                seconds=timed.collect_seconds,
             ),
             seconds=perf_counter() - started,
             sensitivity=sensitivity,

@@ -11,6 +11,8 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from repquant.errors import visible
+
 
 def show_configuration(verb: str, options: Any) -> dict[str, Any]:
     """Print the resolved options as YAML that `--config` accepts, and return them."""
@@ -22,7 +24,7 @@ def show_configuration(verb: str, options: Any) -> dict[str, Any]:
 
 def say(sentence: str) -> None:
     """Tell the person at the keyboard; stdout is kept for results."""
-    print(sentence, file=sys.stderr, flush=True)
+    print(visible(sentence), file=sys.stderr, flush=True)
 
 
 def show(renderable: Any) -> None:

@@ -36,13 +36,14 @@ def run(options: Options) -> None:
     show_configuration("convert", options)
     import torch
 
-    from repquant.cli.inputs import load_network, output_file
+    from repquant.cli.inputs import load_network
+    from repquant.cli.outputs import output_file
     from repquant.models.checkpoints import save_model
     from repquant.models.dialects import get_dialect
     from repquant.models.network import count_parameters
     from repquant.models.reparam import reparameterize
 
-    output = output_file(options.output, options.overwrite, (".safetensors", ".pth"))
+    output = output_file(options, (".safetensors", ".pth"))
     dialect = get_dialect(options.dialect).name
     if options.form not in ("deploy", "training"):
         raise InputError(f"form {options.form!r} was given; allowed are deploy and training")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from repquant.cli.console import finish, progress, say, show_configuration
 from repquant.cli.options import DataOptions, ModelOptions, option, split_names
 from repquant.errors import InputError
+from repquant.option_ranges import CLASSES
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 class Options(DataOptions):
     """Options of `repquant evaluate`."""
 
-    runtimes: str = option("what executes the model: pytorch, onnxruntime, openvino, with commas", "pytorch")
-    model: str = option("ONNX file, for onnxruntime and openvino", "")
+    runtimes: str = option("what executes the model: pytorch, onnxruntime, openvino, tensorrt, with commas", "pytorch")
+    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt", "")
     arch: str = option("architecture of the checkpoint, for pytorch", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
-    num_classes: int = option("number of classes of the model", 1000)
+    num_classes: int = option("number of classes of the model", 1000, CLASSES)
     split: str = option("val or train", "val")
     device: str = option("where pytorch runs: cpu or cuda", "cpu")
 
@@ -56,7 +57,7 @@ def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
     engines = _open_engines(options, ranks, device)
     loader = open_loader(options, "train" if options.split == "train" else "val", options.num_classes, ranks)
     with progress("evaluate", loader.images, shown=ranks.is_main) as advance:
-        part = evaluate(engines, loader, on_images=advance)
+        part = evaluate(engines, loader, num_classes=options.num_classes, on_images=advance)
     evaluation = Evaluation.concatenate(ranks.gather(part))
     skipped = sum(ranks.gather(len(loader.skipped)))
     if not ranks.is_main:
@@ -86,13 +87,13 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
     import torch
 
     from repquant.cli.inputs import load_network
-    from repquant.runtimes.available import ENGINES, open_runtime, require
+    from repquant.runtimes.available import ENGINES, installed, open_classifier, require
     from repquant.runtimes.pytorch import PyTorchRuntime
 
     # An engine takes all cores by itself; of several processes each keeps to what torchrun gives it.
     threads = torch.get_num_threads() if ranks.world_size > 1 else None
     engines: dict[str, Runtime] = {}
-    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes"):
+    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes", installed()):
         require(name)
         if name == "pytorch":
             if not (options.weights and options.arch):
@@ -101,6 +102,6 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
             engines[name] = PyTorchRuntime(load_network(checkpoint).to(device))
         else:
             if not options.model:
-                raise InputError(f"the runtime {name} runs an ONNX file; pass --model")
-            engines[name] = open_runtime(name, Path(options.model), threads)
+                raise InputError(f"the runtime {name} runs a file; pass --model")
+            engines[name] = open_classifier(name, Path(options.model), threads)
     return engines

@@ -14,7 +14,8 @@ from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions
 from repquant.errors import InputError
 
 if TYPE_CHECKING:
-    from repquant.models.network import RepVGG
+    from torch import fx
+
     from repquant.targets.target import Target
 
 INT8_ONLY = {field.name for kind in (TargetOptions, MethodOptions, CalibrationOptions) for field in fields(kind)} | {
@@ -36,24 +37,25 @@ class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, Mo
 def run(options: Options) -> None:
     """Run the verb."""
     show_configuration("export", options)
-    from repquant.cli.inputs import load_deploy_network, open_target, output_file, transform
-    from repquant.cli.proof import require_taken
-    from repquant.export.onnx import export_onnx
+    from repquant.check import require_taken
+    from repquant.cli.inputs import load_graph, open_target, transform
+    from repquant.cli.outputs import output_file
+    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
 
-    output = output_file(options.output, options.overwrite, (".onnx",))
+    output = output_file(options, (".onnx",))
     _check(options)
     transform(options)  # refuses sizes that are none, also where no image is read
-    model = load_deploy_network(options)
+    graph = load_graph(options, options.image_size)
     # Beside the output, which appears only at the end: what has been learned survives an interruption.
     checkpoint = output.with_name(f"{output.name}.{options.calibrator}.rounding")
     target: Target | None = None
     skipped: dict[str, str] = {}
     if options.calibrator:
         target = open_target(options)
-        model, skipped = _quantize(model, options, target, checkpoint)
-    size = export_onnx(model, output, options.image_size, target)
+        graph, skipped = _quantize(graph, options, target, checkpoint)
+    size = export_graph(graph, output, target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
     if target:
-        require_taken(output, target)
+        require_taken(output, target.name)
     if options.calibrator and options.rounding == "learned":
         checkpoint.unlink(missing_ok=True)
     if skipped:
@@ -92,20 +94,20 @@ def _check(options: Options) -> None:
         )
 
 
-def _quantize(model: RepVGG, options: Options, target: Target, checkpoint: Path) -> tuple[RepVGG, dict[str, str]]:
-    """Return the INT8 model, and the unreadable calibration images with the reason for each."""
+def _quantize(
+    graph: fx.GraphModule, options: Options, target: Target, checkpoint: Path
+) -> tuple[fx.GraphModule, dict[str, str]]:
+    """Return the simulated network, and the unreadable calibration images with the reason for each."""
     from repquant.cli.inputs import kept_names, open_calibration, open_method, skipped_images
-    from repquant.cli.quantizing import calibrate, quantize
-    from repquant.quant.calibrate import activation_ranges
+    from repquant.cli.quantizing import calibrate, round_network
 
-    kept = kept_names(options)
     method = open_method(options, target)
     if target.note:
         say(target.note)
     calibration = open_calibration(options, options, options.data, options.rounding_images)
     if method.rounding == "learned" and calibration.rounding:
         say(f"finished layers are kept in {checkpoint}: the same command goes on from there")
-    calibrated = calibrate(model, method, target, calibration, kept)
-    ranges = activation_ranges(options.calibrator, calibrated.histograms, target, percentile=options.percentile)
-    quantized = quantize(calibrated.model, ranges, target, method, calibration, kept, checkpoint=checkpoint)
-    return quantized, skipped_images({"calibration": calibration.ranges})
+    calibrated = calibrate(graph, method, target, calibration, kept_names(options)).calibrated
+    plan = calibrated.plan(options.calibrator, percentile=options.percentile)
+    rounded = round_network(calibrated, plan, calibration, checkpoint=checkpoint)
+    return rounded.simulated(), skipped_images({"calibration": calibration.ranges})

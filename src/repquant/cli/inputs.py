@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,12 +19,14 @@ from repquant.cli.options import (
 from repquant.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from repquant.data.calibration import CalibrationSubset
     from repquant.data.datasets import ImageSource, Split
     from repquant.data.loading import Loader
     from repquant.data.transforms import EvalTransform
+    from repquant.methods.ptq import PtqMethod
     from repquant.models.network import RepVGG
-    from repquant.quant.ptq import PtqMethod
     from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
@@ -49,6 +50,15 @@ def load_deploy_network(options: ModelOptions) -> RepVGG:
     from repquant.models.reparam import reparameterize
 
     return reparameterize(load_network(options))
+
+
+def load_graph(options: ModelOptions, image_size: int) -> fx.GraphModule:
+    """Return the float network in deploy form as a captured graph, for images of a size in pixels."""
+    import torch
+
+    from repquant.graph.capture import capture
+
+    return capture(load_deploy_network(options), torch.zeros(2, 3, image_size, image_size))
 
 
 def transform(options: ImageOptions) -> EvalTransform:
@@ -116,18 +126,13 @@ def open_calibration(
     where there are fewer than its default number.
 
     Raises:
-        InputError: a number of images or a percentile out of its range, more images for rounding than for ranges, or
-            data that can't be opened.
+        InputError: more images for rounding than for ranges, or data that can't be opened.
     """
     from repquant.data.calibration import select
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
     from repquant.train.held_back import hold_back
 
-    if not 0 < options.percentile <= 100:
-        raise InputError(f"percentile {options.percentile} was given; allowed are values above 0 and up to 100")
-    if rounding_images < 0:
-        raise InputError(f"--rounding-images {rounding_images} is negative; 0 rounds to the nearest")
     if rounding_images > options.calibration_images and rounding_images != MethodOptions.rounding_images:
         raise InputError(
             f"--rounding-images {rounding_images} was given, and weights are rounded for calibration images, of which "
@@ -224,8 +229,8 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
     if given and options.rounding != "learned":
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"{names}: for learned rounding alone, and it is {options.rounding}; pass --rounding learned")
-    from repquant.quant.ptq import PtqMethod
-    from repquant.quant.reconstruct import ReconstructionOptions
+    from repquant.methods.ptq import PtqMethod
+    from repquant.methods.reconstruct import ReconstructionOptions
 
     return PtqMethod(
         equalization=options.equalization,  # type: ignore[arg-type]  # the names are checked there
@@ -286,24 +291,6 @@ def saturation_notes(target: Target, runtimes: Sequence[str]) -> tuple[str, ...]
         "model gives on hardware that accumulates in 32 bits",
     }
     return tuple(note for name, note in notes.items() if name in runtimes)
-
-
-def output_file(output: str, overwrite: bool, suffixes: tuple[str, ...]) -> Path:
-    """Return the path of a file to write, looked at before any work is done for it.
-
-    Raises:
-        InputError: another suffix, a file that exists and may not be replaced, or a folder that can't be written.
-    """
-    path = Path(output)
-    if path.suffix not in suffixes:
-        raise InputError(f"output {path} does not end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder; give a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"output {path} exists; choose another file or pass --overwrite to replace it")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise InputError(f"can't write to {path.parent}; choose a folder that exists and is writable")
-    return path
 
 
 def kept_names(options: TargetOptions) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from repquant.cli.console import finish, progress, say, show_configuration
 from repquant.cli.options import DataOptions, ModelOptions, option
 from repquant.errors import InputError
+from repquant.option_ranges import COUNT, SEED, Numbers
 
 if TYPE_CHECKING:
     from repquant.train.distributed import Ranks
@@ -23,10 +24,10 @@ class Options(DataOptions, ModelOptions):
     """Options of `repquant insert-bn`."""
 
     output: str = option("file to write, .safetensors")
-    images: int = option("images of train/ to measure the statistics on; 0 for all", 0)
+    images: int = option("images of train/ to measure the statistics on; 0 for all", 0, COUNT)
     averaging: str = option("of the statistics: exact (over all values) or ema (moving average over batches)", "exact")
-    momentum: float = option("of ema: weight of a batch; the original code has 0.1", 0.1)
-    seed: int = option("seed of the choice of images", 0)
+    momentum: float = option("of ema: weight of a batch; the original code has 0.1", 0.1, Numbers(0, 1, above=True))
+    seed: int = option("seed of the choice of images", 0, SEED)
     overwrite: bool = option("replace the output file if it exists", False)
 
 
@@ -41,8 +42,9 @@ def run(options: Options) -> None:
 def _insert_bn(options: Options, ranks: Ranks) -> None:
     import torch
 
-    from repquant.cli.inputs import load_deploy_network, output_file, training_loader
-    from repquant.quant.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
+    from repquant.cli.inputs import load_deploy_network, training_loader
+    from repquant.cli.outputs import output_file
+    from repquant.repvgg.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
 
     if ranks.is_main:
         show_configuration("insert-bn", options)
@@ -51,7 +53,7 @@ def _insert_bn(options: Options, ranks: Ranks) -> None:
             "--averaging ema weighs a batch by those that follow it, which several processes do not have; pass "
             "--averaging exact, or start one process"
         )
-    output = output_file(options.output, options.overwrite, (".safetensors",))
+    output = output_file(options, (".safetensors",))
     model = load_deploy_network(options)
     loader = training_loader(options, options.images, options.seed, ranks)
     images = sum(ranks.gather(loader.images))

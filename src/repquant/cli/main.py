@@ -1,7 +1,6 @@
 """The entry point: `repquant VERB --option value ...`."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -9,10 +8,13 @@ from types import ModuleType
 
 from jsonargparse import ArgumentParser, Namespace
 
-from repquant import __version__
+from repquant import __version__, signals
 from repquant.allocation import keep_freed_memory
+from repquant.cli.failures import EXIT_DONE, explain
 from repquant.cli.parser import SuggestingParser, add_options
-from repquant.errors import InputError
+from repquant.cli.untrusted_text import check_arguments
+from repquant.errors import InputError, shortened
+from repquant.option_ranges import check_ranges
 from repquant.train.stopping import StoppedError
 
 VERBS = {
@@ -30,30 +32,36 @@ VERBS = {
     "reproduce": "the known ways to INT8 for RepVGG side by side on your data, from one checkpoint",
     "insert-bn": "insert batch normalization into a deploy model, the first step of the original QAT pipeline",
 }
-EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_STOPPED = 0, 1, 2, os.EX_TEMPFAIL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status: 0 done, 2 the user's input, 75 stopped as asked, 1 anything else."""
-    parsed = build_parser().parse_args(arguments)
-    verb = _module(parsed.verb)
-    chosen: Namespace = parsed[parsed.verb]
-    keep_freed_memory()
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    name = ""
+    signals.forget()
     try:
-        verb.run(verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)}))
-    except InputError as error:
-        print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
-        return EXIT_INPUT
-    except StoppedError as error:
-        print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
-        return EXIT_STOPPED
-    except KeyboardInterrupt:
-        print(f"repquant {parsed.verb}: interrupted; no output was written", file=sys.stderr)
-        return EXIT_ERROR
-    except (OSError, FloatingPointError) as error:
-        print(f"repquant {parsed.verb}: {error}", file=sys.stderr)
-        return EXIT_ERROR
+        parsed = _parse(given)
+        name = parsed.verb
+        verb = _module(name)
+        chosen: Namespace = parsed[name]
+        keep_freed_memory()
+        options = verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)})
+        check_ranges(options)
+        verb.run(options)
+    except (Exception, KeyboardInterrupt, StoppedError) as error:
+        asked = signals.asked()
+        if isinstance(asked, SystemExit):
+            raise asked from error
+        return explain(asked or error, name, given)
     return EXIT_DONE
+
+
+def _parse(arguments: Sequence[str]) -> Namespace:
+    check_arguments(arguments)
+    try:
+        return build_parser().parse_args(arguments)
+    except Exception as error:  # texts that are valid YAML can be anything
+        raise InputError(f"can't understand the arguments ({shortened(str(error))})") from error
 
 
 def build_parser() -> ArgumentParser:

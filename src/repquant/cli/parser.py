@@ -3,10 +3,17 @@
 import dataclasses
 import difflib
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
+
+Triple = tuple[float, float, float]
+
+
+class TripleError(ArgumentTypeError, ValueError):
+    """No three numbers. The first base is what parsers show of an option, the second of a configuration."""
 
 
 class SuggestingParser(ArgumentParser):
@@ -48,10 +55,26 @@ def add_options(parser: ArgumentParser, options: type) -> None:
             settings["required"] = True
         else:
             settings["default"] = field.default
+        if hints[field.name] == Triple:
+            settings["type"] = triple
         if hints[field.name] is bool:
             _add_switch(parser, flag, settings)
         else:
             parser.add_argument(flag, **settings)
+
+
+def triple(value: Any) -> Triple:
+    """Read three numbers: with commas, in brackets or not, or as a list of a configuration.
+
+    Raises:
+        TripleError: it is something else.
+    """
+    parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
+    try:
+        red, green, blue = (float(part) for part in parts)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TripleError("expected three numbers, for example 0.5,0.5,0.5") from error
+    return red, green, blue
 
 
 def _add_switch(parser: ArgumentParser, flag: str, settings: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from repquant.cli.console import progress, say, show
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import fx
 
     from repquant.data.loading import Loader
     from repquant.report.record import Record
@@ -40,29 +40,11 @@ def tell(record: Record, already_said: int = 0) -> None:
         say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
 
 
-def require_taken(path: Path, target: Target) -> None:
-    """Hold a file that this program wrote to the rules of its target.
-
-    Raises:
-        AssertionError: the target would refuse it: an error of this program.
-    """
-    from repquant.check import check
-    from repquant.runtimes.available import installed
-
-    if target.name != "tensorrt" and target.name not in installed():
-        return  # only the runtime itself could tell
-    refused = [str(finding) for finding in check(path, target.name) if finding.is_refused]
-    assert not refused, (
-        f"{path} was written for {target.name}, which refuses it; please report this: {'; '.join(refused)}"
-    )
-
-
 def prove(
-    float_model: nn.Module,
-    quantized: Mapping[str, nn.Module],
+    float_graph: fx.GraphModule,
+    quantized: Mapping[str, fx.GraphModule],
     loader: Loader,
     runtimes: Sequence[str],
-    image_size: int,
     folder: Path,
     shown_folder: Path,
     target: Target,
@@ -70,36 +52,37 @@ def prove(
     """Export every model into `folder`, run it in every runtime on the same images, and return the rows.
 
     Args:
-        float_model: deploy model.
-        quantized: name (of the calibrator or method) -> quantized model.
+        float_graph: captured.
+        quantized: name (of the calibrator or method) -> simulated network.
         loader: evaluation images.
         runtimes: names; the simulation always runs, as the reference of parity, and has a row where `pytorch` is named.
-        image_size: side of the images in pixels.
         folder: existing folder that the files are written to.
         shown_folder: the folder's final name, for the record.
         target: of the quantized models. Activations of fewer than 8 bits can't be exported; `runtimes` is then pytorch
             alone.
     """
+    from repquant.check import require_taken
     from repquant.evaluate.stream import Pair, evaluate
-    from repquant.export.onnx import export_onnx
+    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
+    from repquant.graph.interface import flattened
     from repquant.report.rows import measured_row
     from repquant.runtimes.available import open_runtime
     from repquant.runtimes.pytorch import PyTorchRuntime
 
     simulated_only = target.activation.bits < 8
     with progress("export", 1 if simulated_only else 1 + len(quantized)) as advance:
-        sizes = {FLOAT: export_onnx(float_model, folder / f"{FLOAT}.onnx", image_size)}
+        sizes = {FLOAT: export_graph(float_graph, folder / f"{FLOAT}.onnx", inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))}
         advance(1)
         for name, model in {} if simulated_only else quantized.items():
-            sizes[name] = export_onnx(model, folder / f"{name}.onnx", image_size, target)
-            require_taken(folder / f"{name}.onnx", target)
+            sizes[name] = export_graph(model, folder / f"{name}.onnx", target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+            require_taken(folder / f"{name}.onnx", target.name)
             advance(1)
 
-    engines: dict[str, Runtime] = {FLOAT: PyTorchRuntime(float_model)}
+    engines: dict[str, Runtime] = {FLOAT: PyTorchRuntime(flattened(float_graph))}
     compare: list[Pair] = []
     for name, model in quantized.items():
         simulation = f"{name}/pytorch"
-        engines[simulation] = PyTorchRuntime(model)
+        engines[simulation] = PyTorchRuntime(flattened(model))
         compare.append((simulation, FLOAT))
         for runtime in runtimes:
             if runtime != "pytorch":

@@ -10,7 +10,6 @@ The method of other tools is --equalization none --rounding nearest --rounding-i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 from repquant.cli.console import finish, say, show_configuration
@@ -32,7 +31,7 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
 
     calibrator: str = option("max, percentile, mse, entropy, several with commas, or all", "all")
     runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
+        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
     )
 
@@ -40,7 +39,6 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
 def run(options: Options) -> None:
     """Run the verb."""
     config = show_configuration("ptq", options)
-    import torch
 
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
@@ -48,7 +46,7 @@ def run(options: Options) -> None:
         check_runtimes,
         file_sha256,
         kept_names,
-        load_deploy_network,
+        load_graph,
         open_calibration,
         open_loader,
         open_method,
@@ -57,68 +55,61 @@ def run(options: Options) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
-    from repquant.cli.quantizing import calibrate, check_checkpoints, quantize
+    from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
     from repquant.numerics.ranges import CALIBRATORS
-    from repquant.quant.calibrate import activation_ranges
-    from repquant.quant.convert import Range
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
-    from repquant.runtimes.available import ENGINES, require
+    from repquant.runtimes.available import ENGINES, installed, require
 
     calibrators = split_names(options.calibrator, CALIBRATORS, "calibrator")
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
+    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
         require(name)
     target = open_target(options)
     check_runtimes(target, runtimes)
     method = open_method(options, target)
-    output = Path(options.output)
+    output = output_folder(options)
     checkpoints = {}
     if method.rounding == "learned" and options.rounding_images > 0:
         # Beside the output folder, which appears only at the end: what has been learned survives an interruption.
         checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
-        model = load_deploy_network(options)
+        graph = load_graph(options, options.image_size)
         evaluation = open_loader(options, "val", options.num_classes)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
-        kept = kept_names(options)
 
-        calibrated = calibrate(model, method, target, calibration, kept)
-        ranges: dict[str, dict[str, Range]] = {}
+        timed = calibrate(graph, method, target, calibration, kept_names(options))
+        plans = {}
         search_seconds = {}
         for calibrator in calibrators:
             search_started = perf_counter()
-            ranges[calibrator] = activation_ranges(
-                calibrator, calibrated.histograms, target, percentile=options.percentile
-            )
+            plans[calibrator] = timed.calibrated.plan(calibrator, percentile=options.percentile)
             search_seconds[calibrator] = perf_counter() - search_started
         started = perf_counter()
         if checkpoints and calibration.rounding:
-            check_checkpoints(calibrated.model, ranges, target, method, calibration.rounding, kept, checkpoints)
+            check_checkpoints(timed.calibrated, plans, calibration.rounding, checkpoints)
             say(f"finished layers are kept in {output}.*.rounding: the same command goes on from there")
-        quantized: dict[str, torch.nn.Module] = {
-            name: quantize(
-                calibrated.model, ranges[name], target, method, calibration, kept, name, checkpoints.get(name)
-            )
-            for name in calibrators
+        quantized = {
+            name: round_network(timed.calibrated, plan, calibration, name, checkpoints.get(name)).simulated()
+            for name, plan in plans.items()
         }
         rounding_seconds = perf_counter() - started
         rounding = method.rounding if calibration.rounding else "nearest"
         searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
         cost = (
-            f"equalization {method.equalization}: {calibrated.prepare_seconds:.1f} s; calibration: one pass over "
-            f"{calibration.images_read} images {calibrated.collect_seconds:.1f} s; searches: {searches}; "
+            f"equalization {method.equalization}: {timed.prepare_seconds:.1f} s; calibration: one pass over "
+            f"{calibration.images_read} images {timed.collect_seconds:.1f} s; searches: {searches}; "
             f"rounding {rounding}: {rounding_seconds / len(calibrators):.1f} s a calibrator"
         )
         say(cost)
 
         proof = prove(
-            model,
+            graph,
             quantized,
             evaluation,
             runtimes,
-            options.image_size,
             folder,
             output,
             target,
@@ -133,13 +124,13 @@ def run(options: Options) -> None:
                 images=calibration.images_read,
                 seed=options.seed,
                 sha256=calibration.subset.sha256,
-                seconds=calibrated.collect_seconds,
+                seconds=timed.collect_seconds,
             ),
             notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             float_row=proof.float_row,
             results=proof.rows,
-            work_seconds=calibrated.seconds + sum(search_seconds.values()) + rounding_seconds,
+            work_seconds=timed.seconds + sum(search_seconds.values()) + rounding_seconds,
         )
         write_record(record, folder / "result.json")
     for checkpoint in checkpoints.values():

@@ -14,6 +14,7 @@ goes on with a run.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import CalibrationOptions, ModelOptions, TargetOptions, option, split_names
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
-from repquant.quant.qat_recipe import QatRecipe
+from repquant.option_ranges import COUNT
+from repquant.repvgg.qat_recipe import RepVGGQatRecipe
 from repquant.train.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -30,21 +32,20 @@ if TYPE_CHECKING:
 
     from repquant.cli.inputs import Calibration
     from repquant.models.network import RepVGG
-    from repquant.quant.qat import QatStart
-    from repquant.quant.qat_start import StartOptions
+    from repquant.repvgg.qat_start import QatStart, StartOptions
     from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QatRecipe, CalibrationOptions, TargetOptions, ModelOptions):
+class Settings(RepVGGQatRecipe, CalibrationOptions, TargetOptions, ModelOptions):
     """Everything that the trained integers depend on: a run can't be resumed with others."""
 
     equalization: str = option("scale channels before training: noise, ranges or none", "noise")
     identity: str = option("where identity branches go: fused (in the kernel) or residual (an addition)", "fused")
     weight_ranges: str = option("of the start: max, or mse (searched for, the diagonal is never clipped)", "max")
     rounding: str = option("of the start: feedback (for the inputs that a layer meets) or nearest", "feedback")
-    rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256)
+    rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256, COUNT)
     calibrator: str = option("of the ranges that training starts from: max, percentile, mse or entropy", "mse")
     inserted_bn: str = option("file of `repquant insert-bn`, for --method inserted-bn; default: measured here", "")
 
@@ -54,7 +55,7 @@ class Options(Settings, RunOptions):
     """Options of `repquant qat`."""
 
     runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
+        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
     )
 
@@ -65,12 +66,15 @@ def run(options: Options) -> None:
         from repquant.train.distributed import started_by_torchrun
 
         # The main process calibrates for all.
-        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device):
-            _qat(options, ranks, device)
+        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device), ExitStack() as until_the_end:
+            _qat(options, ranks, device, until_the_end)
 
 
-def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
+def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: ExitStack) -> None:
     from time import perf_counter
+
+    import torch
+    from torch import fx
 
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
@@ -85,26 +89,28 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
-    from repquant.cli.training import open_images, train
+    from repquant.cli.training import begin, open_images, train
+    from repquant.graph.interface import with_example
     from repquant.models.checkpoints import save_model
-    from repquant.models.network import RepVGG
     from repquant.models.reparam import reparameterize
     from repquant.models.shortcut import merge_residuals
-    from repquant.quant.insert_bn import load_inserted_bn
-    from repquant.quant.qat import finish_qat, prepare_qat, rounded_deploy, trained_deploy
-    from repquant.quant.qat_start import bare_start
-    from repquant.quant.qat_task import QatTask
+    from repquant.qat.network import finish_qat, prepare_qat
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
-    from repquant.runtimes.available import ENGINES, require
-    from repquant.train.checkpoint import newest_checkpoint, open_run
+    from repquant.repvgg.insert_bn import load_inserted_bn
+    from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
+    from repquant.repvgg.qat_task import RepVGGQatTask
+    from repquant.runtimes.available import ENGINES, installed, require
+    from repquant.train.checkpoint import newest_checkpoint
     from repquant.train.loop import Trainer
 
     config = show_configuration("qat", options) if ranks.is_main else {}
+    output = output_folder(options)
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
+    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
         require(name)
     target = open_target(options)
@@ -118,40 +124,42 @@ def _qat(options: Options, ranks: Ranks, device: torch.device) -> None:
     settings = settings.with_learning_rate(settings.epochs * training.steps)
     evaluation = open_loader(options, "val", options.num_classes)
     calibration = open_calibration(options, options, options.data, options.rounding_images, settings.held_back_images)
-    output = Path(options.output)
-    ranks.from_main(lambda: open_run(output, settings, resume=options.resume))
+    begin(options, settings, ranks, until_the_end)
     newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
 
     started = perf_counter()
     if newest is None or newest.checkpoint is None:
         start = ranks.from_main(lambda: _start(model, inserted, settings, target, calibration, kept))
     else:
-        start = bare_start(model, _start_options(settings), kept)
+        start = bare_start(model, _start_options(settings), target, kept)
     start_seconds = perf_counter() - started
     network = prepare_qat(
-        start,
-        target,
-        kept,
+        start.graph,
+        start.plan,
+        sources=start.sources,
         weight_scales=settings.resolved_weight_scales,  # type: ignore[arg-type]  # the recipe has checked it
         learned_activations=settings.activation_scales == "learned",
     )
-    trainer = Trainer(QatTask(network, settings, teacher), settings, training, validation, device, ranks)
+    trainer = Trainer(
+        RepVGGQatTask(network, settings, captured(teacher)), settings, training, validation, device, ranks
+    )
     train(trainer, settings, options, ranks, newest)
     if not ranks.is_main:
         return
 
     trained = trainer.result.cpu()
-    assert isinstance(trained, RepVGG)
-    quantized = finish_qat(trained, start, target, kept)
+    assert isinstance(trained, fx.GraphModule)
+    finished = finish_qat(trained, start.graph, start.plan)
+    quantized = finished.simulated()
     # Checkpoints have no blocks with a shortcut: a residual goes back into the kernel.
-    rounded = merge_residuals(rounded_deploy(trained_deploy(trained, start), quantized))
+    rounded = merge_residuals(rounded_deploy(start.deploy, finished.graph, quantized))
     save_model(rounded, output / "model.safetensors")
+    images = torch.zeros(2, 3, options.image_size, options.image_size)
     proof = prove(
-        reparameterize(model),
-        {options.method: quantized},
+        with_example(captured(reparameterize(model)), images),
+        {options.method: with_example(quantized, images)},
         evaluation,
         runtimes,
-        options.image_size,
         output,
         output,
         target,
@@ -192,17 +200,17 @@ def _resolved_vnni(options: Options) -> str:
 
 def _check(model: RepVGG, settings: Settings, kept: tuple[str, ...]) -> None:
     """Refuse what would only be noticed after minutes of calibration."""
+    from repquant.graph.layout import resolve_keep_float
     from repquant.models.reparam import reparameterize
     from repquant.numerics.ranges import CALIBRATORS
-    from repquant.quant.convert import resolve_keep_float
-    from repquant.quant.qat_start import require_branches
+    from repquant.repvgg.qat_start import captured, require_branches
 
     require_branches(model, settings.method)
     _start_options(settings)
     split_names(settings.calibrator, CALIBRATORS, "calibrator")
     if settings.calibrator not in CALIBRATORS:
         raise InputError(f"--calibrator {settings.calibrator} was given; training starts from one of {CALIBRATORS}")
-    resolve_keep_float(reparameterize(model), kept)
+    resolve_keep_float(captured(reparameterize(model)), kept)
     if settings.inserted_bn and settings.method != "inserted-bn":
         raise InputError(f"--inserted-bn is for --method inserted-bn, and the method is {settings.method}")
     if settings.inserted_bn and (settings.equalization != "none" or settings.rounding != "nearest"):
@@ -221,8 +229,8 @@ def _start(
     kept: tuple[str, ...],
 ) -> QatStart:
     """Quantize after training; that is where quantization-aware training starts."""
-    from repquant.quant.insert_bn import FEW_IMAGES
-    from repquant.quant.qat_start import start_qat
+    from repquant.repvgg.insert_bn import FEW_IMAGES
+    from repquant.repvgg.qat_start import start_qat
 
     if settings.method == "inserted-bn" and inserted is None and calibration.ranges.images < FEW_IMAGES:
         say(
@@ -242,8 +250,8 @@ def _start(
 
 
 def _start_options(settings: Settings) -> StartOptions:
-    from repquant.quant.ptq import PtqMethod
-    from repquant.quant.qat_start import StartOptions
+    from repquant.methods.ptq import PtqMethod
+    from repquant.repvgg.qat_start import StartOptions
 
     return StartOptions(
         method=settings.method,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show, show_configuration
@@ -22,9 +21,11 @@ from repquant.cli.options import (
     option,
     split_names,
 )
-from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT, Numbers
 
 if TYPE_CHECKING:
+    from repquant.methods.judges import Score
+    from repquant.methods.search import Candidate
     from repquant.report.rows import Row
 
 
@@ -32,12 +33,18 @@ if TYPE_CHECKING:
 class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
     """Options of `repquant quantize`."""
 
-    max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1)
-    minutes: float = option("time to search in; the attempt under way is finished, and the best so far is proved", 10.0)
-    rounding_images: int = option("calibration images that weights are rounded for", 256)
-    held_back_images: int = option("images of the calibration split, other ones, to judge attempts on", 512)
+    max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1, Numbers(0, 100))
+    minutes: float = option(
+        "time to search in; the attempt under way is finished, and the best so far is proved",
+        10.0,
+        Numbers(0, 10**6, above=True),
+    )
+    rounding_images: int = option("calibration images that weights are rounded for", 256, POSITIVE_COUNT)
+    held_back_images: int = option(
+        "images of the calibration split, other ones, to judge attempts on", 512, POSITIVE_COUNT
+    )
     runtimes: str = option(
-        "what proves the result: pytorch (the simulation), onnxruntime, openvino, with commas, or all",
+        "what proves the result: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
     )
 
@@ -47,14 +54,13 @@ def run(options: Options) -> None:
     config = show_configuration("quantize", options)
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
-    from repquant.cli.attempts import Attempts
     from repquant.cli.inputs import (
         check_runtimes,
         file_sha256,
         has_validation,
         held_back_loader,
         kept_names,
-        load_deploy_network,
+        load_graph,
         open_calibration,
         open_loader,
         open_target,
@@ -62,58 +68,53 @@ def run(options: Options) -> None:
         skipped_images,
         weights_path,
     )
+    from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
-    from repquant.models.shortcut import count_identities
-    from repquant.quant.search import methods, search
+    from repquant.cli.quantizing import ImagesOf
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
-    from repquant.runtimes.available import ENGINES, require
+    from repquant.runtimes.available import ENGINES, installed, require
+    from repquant.search import search
 
-    if options.max_drop < 0:
-        raise InputError(f"--max-drop {options.max_drop} is negative; 0 accepts only the same top-1 everywhere")
-    if options.minutes <= 0:
-        raise InputError(f"--minutes {options.minutes} is not positive; give the time that the search may take")
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes")
+    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
         require(name)
-    if options.rounding_images < 1:
-        raise InputError(
-            f"--rounding-images {options.rounding_images} was given; the methods that are tried need images"
-        )
     target, kept = open_target(options), kept_names(options)
     check_runtimes(target, runtimes)
-    output = Path(options.output)
+    output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
-        model = load_deploy_network(options)
+        graph = load_graph(options, options.image_size)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         is_labelled = has_validation(options.data)
         evaluation = open_loader(options, "val", options.num_classes) if is_labelled else held_back
-        attempts = Attempts(
-            model, target, calibration, held_back, kept, percentile=options.percentile, minutes=options.minutes
+        found = search(
+            graph,
+            ImagesOf(calibration.ranges),
+            target=target,
+            max_drop=options.max_drop,
+            held_back=ImagesOf(held_back),
+            minutes=options.minutes,
+            keep_float=kept,
+            percentile=options.percentile,
+            rounding_images=options.rounding_images,
+            on_attempt=_say_attempt,
         )
-        outcome = search(
-            methods(count_identities(model) > 0),
-            (attempts.learn, attempts.keep_layers),
-            attempts,
-            options.max_drop,
-            attempts.out_of_time,
-        )
+        outcome = found.outcome
         chosen = outcome.attempts[outcome.best][0]
         say(outcome.reason)
 
         proof = prove(
-            model,
-            {chosen.calibrator: attempts.network(chosen)},
+            graph,
+            {chosen.calibrator: found.module},
             evaluation,
             runtimes,
-            options.image_size,
             folder,
             output,
             target,
         )
-        tried = zip(outcome.attempts, attempts.seconds, strict=True)
+        tried = zip(outcome.attempts, found.seconds, strict=True)
         record = Record(
             command="quantize",
             output=options.output,
@@ -125,7 +126,7 @@ def run(options: Options) -> None:
             ),
             notes=(
                 outcome.reason,
-                *attempts.notes,
+                *found.notes,
                 *([target.note] if target.note else []),
                 *saturation_notes(target, runtimes),
                 *surprises(options.max_drop, proof.rows if is_labelled and outcome.met else ()),
@@ -140,10 +141,10 @@ def run(options: Options) -> None:
                 AttemptRecord(
                     name=candidate.name,
                     keep_float=candidate.keep_float,
-                    images=attempts.images,
+                    images=held_back.images - len(held_back.skipped),
                     agreement=score.agreement,
                     kl=score.kl,
-                    expected_drop=score.expected_drop,
+                    expected_drop=score.drop,
                     seconds=spent,
                     chosen=index == outcome.best,
                 )
@@ -156,8 +157,15 @@ def run(options: Options) -> None:
     best_score = outcome.attempts[outcome.best][1]
     finish(
         headline(record)
-        | {"max_drop": options.max_drop, "met": outcome.met, "expected_drop": round(best_score.expected_drop, 6)}
+        | {"max_drop": options.max_drop, "met": outcome.met, "expected_drop": round(best_score.drop, 6)}
         | {"chosen": chosen.name, "keep_float": list(chosen.keep_float), "reason": outcome.reason}
+    )
+
+
+def _say_attempt(candidate: Candidate, score: Score, seconds: float) -> None:
+    say(
+        f"{candidate.name}: expected drop {score.drop:.3f} points, agreement {score.agreement:.2f} %, "
+        f"KL {score.kl:.2e}, {seconds:.0f} s"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,22 +11,33 @@ from typing import TYPE_CHECKING
 from repquant.cli.console import progress, say
 
 if TYPE_CHECKING:
+    from torch import Tensor, fx
+
     from repquant.cli.inputs import Calibration
     from repquant.data.loading import Loader
-    from repquant.models.network import RepVGG
-    from repquant.numerics.histogram import Histogram
-    from repquant.quant.convert import Range
-    from repquant.quant.ptq import PtqMethod
-    from repquant.quant.rounded import Rounded
+    from repquant.graph.plan import Plan
+    from repquant.methods.ptq import PtqMethod
+    from repquant.methods.rounded import Rounded
+    from repquant.quantize import Calibrated
     from repquant.targets.target import Target
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """A prepared float model, the histograms of its activations, and the seconds that the two took."""
+class ImagesOf:
+    """The images of a loader without labels, as often as they are asked for."""
 
-    model: RepVGG
-    histograms: Mapping[str, Histogram]
+    loader: Loader
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield (N, 3, H, W) for each batch."""
+        return (batch.images for batch in self.loader)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A network that is ready to be rounded, and the seconds that this took."""
+
+    calibrated: Calibrated
     prepare_seconds: float
     collect_seconds: float
 
@@ -37,95 +48,61 @@ class Calibrated:
 
 
 def calibrate(
-    model: RepVGG, method: PtqMethod, target: Target, calibration: Calibration, kept: Collection[str]
-) -> Calibrated:
-    """Prepare the model for its target and collect the histograms that every calibrator reads."""
-    from repquant.models.shortcut import count_identities
-    from repquant.quant.calibrate import collect_histograms
-    from repquant.quant.ptq import prepare
+    graph: fx.GraphModule, method: PtqMethod, target: Target, calibration: Calibration, kept: Collection[str]
+) -> Timed:
+    """Prepare the network for its target and collect the histograms that every calibrator reads."""
+    from repquant.methods.identity import count_identities
+    from repquant.methods.ptq import prepare
+    from repquant.quantize import collect
 
-    if method.identity != "fused" and count_identities(model) == 0:
-        say("no block has an identity branch: there is nothing to set apart")
+    if method.identity != "fused" and count_identities(graph) == 0:
+        say("no layer has room for an identity branch: there is nothing to set apart")
+    images = ImagesOf(calibration.ranges)
     started = perf_counter()
     with progress("scale channels", calibration.ranges.images) as advance:
-        model = prepare(model, method, target, (batch.images for batch in calibration.ranges), advance)
+        prepared = prepare(graph, method, target, images, kept, advance)
         if method.equalization != "noise":
             advance(calibration.ranges.images)  # it needed none
-    prepared = perf_counter()
+    middle = perf_counter()
     with progress("calibrate", calibration.ranges.images) as advance:
-        images = (batch.images for batch in calibration.ranges)
-        histograms = collect_histograms(model, images, kept, on_batch=advance)
-    return Calibrated(model, histograms, prepared - started, perf_counter() - prepared)
+        calibrated = collect(prepared, images, target, method, kept, advance)
+    return Timed(calibrated, middle - started, perf_counter() - middle)
 
 
 def check_checkpoints(
-    model: RepVGG,
-    ranges: Mapping[str, Mapping[str, Range]],
-    target: Target,
-    method: PtqMethod,
-    rounding: Loader,
-    kept: Collection[str],
-    checkpoints: Mapping[str, Path],
+    calibrated: Calibrated, plans: dict[str, Plan], rounding: Loader, checkpoints: dict[str, Path]
 ) -> None:
     """Refuse a checkpoint of another run before anything is learned, of whichever calibrator it is.
 
     Args:
-        model: from `calibrate`.
-        ranges: of each calibrator.
-        target, method, kept: as for `quantize`.
+        calibrated: the network.
+        plans: of each calibrator.
         rounding: the images that rounding is learned on.
         checkpoints: files of the calibrators; they need not exist.
 
     Raises:
         InputError: a file is damaged, or was written for other arguments.
     """
-    import torch
+    from repquant.methods.ptq import check_rounding_checkpoint
 
-    from repquant.quant.ptq import check_rounding_checkpoint
-
-    existing = {calibrator: path for calibrator, path in checkpoints.items() if path.exists()}
-    if existing:
-        images = torch.cat([batch.images for batch in rounding])
-        for calibrator, path in existing.items():
-            check_rounding_checkpoint(model, ranges[calibrator], target, method, images, kept, path)
+    for calibrator, path in checkpoints.items():
+        if path.exists():
+            images = ImagesOf(rounding)
+            check_rounding_checkpoint(calibrated.graph, plans[calibrator], calibrated.method, images, path)
 
 
-def quantize(
-    model: RepVGG,
-    ranges: Mapping[str, Range],
-    target: Target,
-    method: PtqMethod,
-    calibration: Calibration,
-    kept: Collection[str],
-    name: str = "",
-    checkpoint: Path | None = None,
-) -> RepVGG:
-    """Return the quantized form of a prepared model; the arguments are those of `round_model`."""
-    return round_model(model, ranges, target, method, calibration, kept, name, checkpoint).quantized(
-        ranges, target, kept
-    )
-
-
-def round_model(
-    model: RepVGG,
-    ranges: Mapping[str, Range],
-    target: Target,
-    method: PtqMethod,
-    calibration: Calibration,
-    kept: Collection[str],
-    name: str = "",
-    checkpoint: Path | None = None,
-) -> Rounded[RepVGG]:
-    """Round a prepared model; `name` tells one calibrator from another on the screen.
+def round_network(
+    calibrated: Calibrated, plan: Plan, calibration: Calibration, name: str = "", checkpoint: Path | None = None
+) -> Rounded:
+    """Round a prepared network; `name` tells one calibrator from another on the screen.
 
     `checkpoint` is for learned rounding: a run that is interrupted goes on from there.
     """
-    from repquant.quant import ptq
+    from repquant.methods.ptq import progress_total
 
     loader = calibration.rounding
     if loader is None:
-        return ptq.round_model(model, ranges, target, method, (), kept)
-    total = ptq.progress_total(model, method, loader.images, kept)
+        return calibrated.round(plan, ())
+    total = progress_total(plan, calibrated.method, loader.images)
     with progress(f"round {name}".strip(), total) as advance:
-        images = (batch.images for batch in loader)
-        return ptq.round_model(model, ranges, target, method, images, kept, advance, checkpoint)
+        return calibrated.round(plan, ImagesOf(loader), advance, checkpoint)

@@ -27,6 +27,7 @@ from typing import Any
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import CalibrationOptions, DataOptions, ModelOptions, TargetOptions, option, split_names
 from repquant.errors import InputError
+from repquant.option_ranges import BATCH, COUNT, EPOCHS, RATE
 
 AS_IT_IS = {"equalization": "none", "identity": "fused", "rounding": "nearest", "rounding_images": 0}
 ON_LABELS = {
@@ -68,11 +69,11 @@ class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
         "residual (an addition; for few bits)",
         "fused",
     )
-    epochs: int = option("epochs of the rows that train on labels", 20)
-    equivalent_epochs: int = option("epochs of equivalent-kernel and plain-distilled", 3)
-    training_rate: float = option("learning rate that the float network was trained with", 0.1)
-    training_batch: int = option("images a step in training, then and now", 256)
-    training_images: int = option("train on so many images, those of all classes alike; 0: on all", 0)
+    epochs: int = option("epochs of the rows that train on labels", 20, EPOCHS)
+    equivalent_epochs: int = option("epochs of equivalent-kernel and plain-distilled", 3, EPOCHS)
+    training_rate: float = option("learning rate that the float network was trained with", 0.1, RATE)
+    training_batch: int = option("images a step in training, then and now", 256, BATCH)
+    training_images: int = option("train on so many images, those of all classes alike; 0: on all", 0, COUNT)
     seeds: str = option("seeds of the rows that train, with commas", "0")
     device: str = option("where to train: cpu or cuda", "cpu")
     runtimes: str = option("what executes the models: pytorch, onnxruntime, openvino, with commas", "pytorch")
@@ -82,6 +83,7 @@ def run(options: Options) -> None:
     """Run the verb."""
     config = show_configuration("reproduce", options)
     from repquant.atomic import replace_file
+    from repquant.cli.outputs import output_folder
     from repquant.report.comparison import comparison_markdown, comparison_rows, comparison_table
     from repquant.report.record import read_record
 
@@ -95,7 +97,7 @@ def run(options: Options) -> None:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise InputError(f"--seeds {options.seeds} was given; allowed are integers, with commas") from error
-    output = Path(options.output)
+    output = output_folder(options)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

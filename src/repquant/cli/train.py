@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,31 +45,32 @@ def run(options: Options) -> None:
     with stoppable():
         from repquant.train.distributed import started_by_torchrun
 
-        with started_by_torchrun(options.device) as (ranks, device):
-            _train(options, ranks, device)
+        with started_by_torchrun(options.device) as (ranks, device), ExitStack() as until_the_end:
+            _train(options, ranks, device, until_the_end)
 
 
-def _train(options: Options, ranks: Ranks, device: torch.device) -> None:
+def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: ExitStack) -> None:
     from repquant.bench.environment import environment
-    from repquant.cli.training import epoch_line, open_images, summary, train
+    from repquant.cli.outputs import output_folder
+    from repquant.cli.training import begin, epoch_line, open_images, summary, train
     from repquant.evaluate.stream import Evaluation, evaluate
     from repquant.models.checkpoints import save_model
     from repquant.report.record import Record, write_record
     from repquant.report.rows import measured_row
     from repquant.runtimes.pytorch import PyTorchRuntime
-    from repquant.train.checkpoint import newest_checkpoint, open_run
+    from repquant.train.checkpoint import newest_checkpoint
     from repquant.train.initial import bare_network, initial_network
     from repquant.train.loop import Trainer
     from repquant.train.task import FloatTask
 
     config = show_configuration("train", options) if ranks.is_main else {}
+    output = output_folder(options)
     recipe = Recipe(**{setting.name: getattr(options, setting.name) for setting in fields(Recipe)})
     training, validation = open_images(options, recipe, ranks)
-    output = Path(options.output)
     newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
     model, origin = bare_network(recipe) if newest and newest.checkpoint else initial_network(recipe)
     trainer = Trainer(FloatTask(model, recipe), recipe, training, validation, device, ranks)
-    ranks.from_main(lambda: open_run(output, recipe, resume=options.resume))
+    begin(options, recipe, ranks, until_the_end)
     if ranks.is_main:
         say(origin)
     train(trainer, recipe, options, ranks, newest)

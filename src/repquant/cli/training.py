@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import progress, say
 from repquant.cli.options import DataOptions, option
+from repquant.option_ranges import COUNT, Numbers
 
 if TYPE_CHECKING:
     from repquant.data.loading import Loader
@@ -26,8 +29,10 @@ class RunOptions(DataOptions):
     output: str = option("folder of the run")
     resume: bool = option("go on from the newest good checkpoint in the output folder", False)
     device: str = option("where to train: cpu or cuda", "cpu")
-    checkpoint_steps: int = option("steps between checkpoints within an epoch; 0 for one after each epoch alone", 0)
-    keep: int = option("checkpoints that are kept, besides the best", 2)
+    checkpoint_steps: int = option(
+        "steps between checkpoints within an epoch; 0 for one after each epoch alone", 0, COUNT
+    )
+    keep: int = option("checkpoints that are kept, besides the best", 2, Numbers(1, 10**4))
     tensorboard: bool = option("write loss, learning rate and accuracy to OUTPUT/tensorboard", False)
 
 
@@ -35,21 +40,20 @@ def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[Trai
     """Open this rank's parts of the training and of the validation images.
 
     Raises:
-        InputError: see `TrainingSet` and `validation_loader`; a number of checkpoints is out of its range, or
-            TensorBoard is asked for and not installed.
+        InputError: see `TrainingSet` and `validation_loader`; TensorBoard or kornia is needed and not
+            installed.
     """
     from repquant.data.datasets import open_split
-    from repquant.errors import InputError
     from repquant.train.board import require_tensorboard
     from repquant.train.held_back import hold_back, take
     from repquant.train.sampling import TrainingSet, validation_loader
 
-    if options.checkpoint_steps < 0:
-        raise InputError(f"--checkpoint-steps {options.checkpoint_steps} was given; allowed is 0 or a positive number")
-    if options.keep < 1:
-        raise InputError(f"--keep {options.keep} was given; allowed is at least 1")
     if options.tensorboard:
         require_tensorboard()
+    if recipe.mixes_batches:
+        from repquant.train.batch_augment import require_kornia
+
+        require_kornia()
     training, validation = open_split(options.data, "train"), None
     if recipe.held_back_images:
         training, validation = hold_back(training, recipe.held_back_images)
@@ -57,6 +61,22 @@ def open_images(options: RunOptions, recipe: Recipe, ranks: Ranks) -> tuple[Trai
         training = take(training, recipe.training_images)
     loading = (recipe, options.workers, options.skip_unreadable, ranks)
     return TrainingSet(training, *loading), validation_loader(validation or open_split(options.data, "val"), *loading)
+
+
+def begin(options: RunOptions, recipe: Recipe, ranks: Ranks, until_the_end: ExitStack) -> None:
+    """Open the folder of the run, and keep others out of it until the end. Collective.
+
+    Raises:
+        InputError: see `sole_user` and `open_run`.
+    """
+    from repquant.locks import sole_user
+    from repquant.train.checkpoint import open_run
+
+    def enter() -> None:
+        until_the_end.enter_context(sole_user(Path(options.output)))
+        open_run(Path(options.output), recipe, resume=options.resume)
+
+    ranks.from_main(enter)
 
 
 def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, newest: Newest | None) -> None:
@@ -76,10 +96,9 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
 
     output = Path(options.output)
     if newest is not None:
+        newest = restore(trainer, newest, ranks)
         if ranks.is_main:
             _tell_resumed(newest, recipe, ranks)
-        if newest.checkpoint is not None:
-            trainer.restore(newest.checkpoint, newest.path)
     if not ranks.is_main:
         trainer.fit(
             output, lambda _: None, lambda _: None, checkpoint_steps=options.checkpoint_steps, keep=options.keep
@@ -108,6 +127,24 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
                 board.close()
 
 
+def restore(trainer: Trainer, newest: Newest, ranks: Ranks) -> Newest:
+    """Go on from the newest checkpoint that fits, and return it. Collective.
+
+    Raises:
+        InputError: there are checkpoints, and none of them can be used.
+    """
+    from repquant.train.checkpoint import UnfitCheckpointError
+
+    while newest.checkpoint is not None:
+        try:
+            trainer.restore(newest.checkpoint, newest.path)
+        except UnfitCheckpointError as error:
+            newest = ranks.from_main(partial(newest.before, str(error)))
+        else:
+            break
+    return newest
+
+
 def epoch_line(report: EpochReport, epochs: int) -> str:
     """Say what an epoch gave."""
     return (
@@ -119,11 +156,14 @@ def epoch_line(report: EpochReport, epochs: int) -> str:
 
 def summary(history: list[EpochReport], output: Path) -> str:
     """Say what a training gave."""
+    from repquant.train.checkpoint import BEST
+
     best = max(history, key=lambda report: report.val_top1)  # the first of equals, as best.pth
     minutes = sum(report.train_seconds for report in history) / 60
+    where = f" ({output / BEST})" if (output / BEST).is_file() else ""  # there is none where the disk was full
     return (
         f"{len(history)} epochs in {minutes:.1f} minutes of training: top-1 {history[-1].val_top1:.2f} % at the end, "
-        f"{best.val_top1:.2f} % after epoch {best.epoch} ({output / 'best.pth'})"
+        f"{best.val_top1:.2f} % after epoch {best.epoch}{where}"
     )
 
 

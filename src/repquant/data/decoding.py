@@ -10,6 +10,13 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from repquant.errors import InputError
+from repquant.regular_files import read_regular
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file is called. Pillow knows more: for EPS it starts another program, Ghostscript."""
+
+MOST_BYTES = 2**30
+"""Of an image file; uncompressed, the largest image that Pillow accepts has a third of it."""
 
 # Pillow's conversion of these to RGB keeps the 256 darkest levels and clips the rest to white.
 _DEEP_MODES = ("I", "F")
@@ -77,21 +84,21 @@ def decode(content: bytes, name: str, choose_crop: ChooseCrop | None = None) -> 
             the pixels differ a little from those of a crop at full resolution.
 
     Raises:
-        UnreadableImageError: the file is truncated, not an image, so large that Pillow takes it for a decompression
-            bomb, or has more than 8 bits a channel.
+        UnreadableImageError: the file is truncated, of none of `FORMATS`, so large that Pillow takes it for a
+            decompression bomb, or has more than 8 bits a channel.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on metadata that is not used here
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if image.mode.startswith(_DEEP_MODES):
                     raise UnreadableImageError(name, f"mode {image.mode} has more than 8 bits a channel")
                 return image.convert("RGB") if choose_crop is None else _decode_crop(image, choose_crop)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(name, "not an image in a format that Pillow knows") from error
+        raise UnreadableImageError(name, f"not an image in a format that is read ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's readers raise almost anything on a damaged file
         raise UnreadableImageError(name, str(error) or type(error).__name__) from error
 
@@ -107,8 +114,8 @@ def _decode_crop(image: Image.Image, choose_crop: ChooseCrop) -> Image.Image:
 
 
 def read_bytes(file: Path) -> bytes:
-    """The content of `file`; raises UnreadableImageError if it can't be read."""
+    """The content of `file`; raises UnreadableImageError if it can't be read or is no regular file."""
     try:
-        return file.read_bytes()
+        return read_regular(file, MOST_BYTES)
     except OSError as error:
         raise UnreadableImageError(str(file), str(error.strerror).lower()) from error

@@ -61,7 +61,7 @@ def list_folder(folder: Path) -> Listing:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     listing.folders.append(entry.name)
                 elif entry.name.lower().endswith(EXTENSIONS):
                     listing.images.append(entry.name)
@@ -72,6 +72,13 @@ def list_folder(folder: Path) -> Listing:
     for names in listing:
         names.sort()
     return listing
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: what it stands for will be asked for when it is read
+        return False
 
 
 def index_class_folders(folder: Path, classes: Sequence[str]) -> FolderIndex:

@@ -24,13 +24,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from repquant.data import index_cache
-from repquant.data.decoding import ChooseCrop, UnreadableImageError, decode
+from repquant.data.decoding import MOST_BYTES, ChooseCrop, UnreadableImageError, decode
 from repquant.data.folder_index import EXTENSIONS
 from repquant.data.packed_names import PackedNames
 from repquant.errors import InputError
+from repquant.regular_files import open_regular
 
 CLASSES_FILE = "classes.txt"
 _NO_LABEL = -1
+_HIGHEST_LABEL = 10**6 - 1  # there is a name for each class up to the highest
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class ShardSource:
     def read_bytes(self, index: int) -> bytes:
         """The content of the member; raises UnreadableImageError."""
         shard, offset, size = (int(value) for value in self.places[index])
+        if size > MOST_BYTES:
+            raise UnreadableImageError(str(self.folder / self.name(index)), f"larger than {MOST_BYTES:,} bytes")
         try:
-            with (self.folder / self.shards[shard]).open("rb") as stream:  # opened anew: workers share no position
+            with open_regular(self.folder / self.shards[shard]) as stream:  # opened anew: workers share no position
                 stream.seek(offset)
                 return stream.read(size)
         except OSError as error:
@@ -118,7 +122,10 @@ def open_shards(folder: Path, shards: Sequence[str]) -> ShardSource:
 def read_classes(folder: Path) -> tuple[str, ...]:
     """The lines of `classes.txt` in `folder`; empty where there is no such file."""
     file = folder / CLASSES_FILE
-    return tuple(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
+    try:
+        return tuple(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't read {file}: {error}; it holds the name of a class in each line, in UTF-8") from error
 
 
 def _with_labels(source: ShardSource, labels: NDArray[np.int64]) -> ShardSource:
@@ -157,11 +164,13 @@ def _read_headers(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int
     """The images and the labels in a shard, by key."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
-    with tarfile.open(path, "r:") as archive:
+    with open_regular(path) as file, tarfile.open(path, "r:", file) as archive:
         for member in archive:
             key, extension = _split_name(member.name)
             if not member.isfile() or not key:
                 continue
+            if member.issparse():  # may stand for more bytes than there are
+                raise _damaged(path, f"{member.name} is stored with holes")
             if extension in EXTENSIONS:
                 if key in images:
                     raise _damaged(path, f"{images[key].name} and {member.name} are two images of one sample")
@@ -194,16 +203,16 @@ def _label(path: Path, member: str, content: bytes) -> int | None:
             if found is None:
                 return None
             label = int(found)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"{member} does not hold a number") from error
-    if label < 0:
-        raise _damaged(path, f"the label in {member} is {label}, below 0")
+    if not 0 <= label <= _HIGHEST_LABEL:
+        raise _damaged(path, f"the label in {member} is {label}, not from 0 to {_HIGHEST_LABEL}")
     return label
 
 
 def _check_end(path: Path, archive: tarfile.TarFile) -> None:
     """A complete archive ends in blocks of zeros; tarfile takes one that breaks off between two members for whole."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         stream.seek(archive.offset)
         if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise _damaged(path, "it breaks off before its end, or a header in it is damaged")

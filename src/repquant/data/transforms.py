@@ -1,6 +1,7 @@
 """The evaluation transform of the ImageNet convention: resize, center crop, normalize."""
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import torch
@@ -43,11 +44,20 @@ class EvalTransform:
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise InputError(f"image size {self.image_size} is not positive; give the side in pixels, for example 224")
+        if not all(isfinite(value) for value in (*self.mean, *self.std)):
+            raise InputError(f"mean {self.mean} and std {self.std} need to be finite numbers")
         if not 0 < self.crop_ratio <= 1:
             raise InputError(f"crop ratio {self.crop_ratio} is outside (0, 1]; 0.875 is usual, 1.0 crops no margin")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InputError(
                 f"mean {self.mean} and std {self.std} need three values each, for R, G and B, and a std above 0"
+            )
+
+        pixels = (self.size[0] / self.crop_ratio) * (self.size[1] / self.crop_ratio)
+        if not pixels <= _MAX_RESIZED_PIXELS:
+            raise InputError(
+                f"image size {self.image_size} with crop ratio {self.crop_ratio} needs images of {pixels:.3g} pixels, "
+                f"more than {_MAX_RESIZED_PIXELS:,}; lower the size or raise the ratio"
             )
 
     @property

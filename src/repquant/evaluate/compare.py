@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repquant.evaluate.accuracy import Z95
-from repquant.evaluate.predictions import LogitDifference
+from repquant.evaluate.predictions import OutputDifference
 
 _INT8_STEPS = 127
 
@@ -30,13 +30,13 @@ class Fidelity:
     """How closely a model follows its float original.
 
     Attributes:
-        agreement: images on which both name the same class, in percent.
-        kl: mean KL(softmax(float) || softmax(quantized)), in nats.
-        sqnr_db: 10 log10(sum f^2 / sum (f - q)^2) over the logits of all images; inf when they are equal.
+        agreement: images on which both name the same class, in percent; None for outputs that are no logits.
+        kl: mean KL(softmax(float) || softmax(quantized)), in nats; None likewise.
+        sqnr_db: 10 log10(sum f^2 / sum (f - q)^2) over the values of all images; inf when they are equal.
     """
 
-    agreement: float
-    kl: float
+    agreement: float | None
+    kl: float | None
     sqnr_db: float
 
 
@@ -45,12 +45,12 @@ class Parity:
     """How closely a runtime follows the simulation of the model that it executes.
 
     Attributes:
-        same_top1: images on which both name the same class, in percent.
-        max_logit_steps: the largest difference between their logits, in output steps. The step is the one that
-            8-bit logits would have: the simulation's largest |logit| over these images, divided by 127.
+        same_top1: images on which both name the same class, in percent; None for outputs that are no logits.
+        max_logit_steps: the largest difference between their values, in output steps. The step is the one that 8-bit
+            values would have: the simulation's largest magnitude over these images, divided by 127.
     """
 
-    same_top1: float
+    same_top1: float | None
     max_logit_steps: float
 
 
@@ -81,22 +81,26 @@ def paired_drop(float_correct: NDArray[np.bool_], correct: NDArray[np.bool_]) ->
     )
 
 
-def fidelity(difference: LogitDifference) -> Fidelity:
+def fidelity(difference: OutputDifference) -> Fidelity:
     """Summarize the difference between a model's logits and those of its float original."""
     return Fidelity(
-        agreement=100 * float(difference.same_top1.mean()),
-        kl=float(difference.kl.mean()),
+        agreement=_percent(difference.same_top1),
+        kl=None if difference.kl is None else float(difference.kl.mean()),
         sqnr_db=_decibel(difference.signal, difference.noise),
     )
 
 
-def parity(difference: LogitDifference) -> Parity:
+def parity(difference: OutputDifference) -> Parity:
     """Summarize the difference between a runtime's logits and those of its simulation, the reference."""
     step = difference.reference_largest / _INT8_STEPS
     return Parity(
-        same_top1=100 * float(difference.same_top1.mean()),
+        same_top1=_percent(difference.same_top1),
         max_logit_steps=_steps(difference.largest, step),
     )
+
+
+def _percent(same: NDArray[np.bool_] | None) -> float | None:
+    return None if same is None else 100 * float(same.mean())
 
 
 def _steps(largest: float, step: float) -> float:

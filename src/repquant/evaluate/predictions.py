@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from repquant.numerics.distance import softmax_kl
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _TOP5_FROM_CLASSES = 6
 
@@ -57,20 +59,20 @@ class Predictions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitDifference:
-    """How the logits q of one runtime differ from the logits f of another one, the reference, on N images.
+class OutputDifference:
+    """How an output q of one runtime differs from that of another one, the reference f, on N images.
 
     Attributes:
-        same_top1: whether both name the same class, (N,).
-        kl: KL(softmax(f) || softmax(q)) in nats, (N,).
+        same_top1: whether both name the same class, (N,); None for outputs that are no logits (N, K).
+        kl: KL(softmax(f) || softmax(q)) in nats, (N,); None likewise.
         signal: sum of f^2.
         noise: sum of (f - q)^2.
         largest: largest |f - q|.
         reference_largest: largest |f|.
     """
 
-    same_top1: NDArray[np.bool_]
-    kl: NDArray[np.float64]
+    same_top1: NDArray[np.bool_] | None
+    kl: NDArray[np.float64] | None
     signal: float
     noise: float
     largest: float
@@ -78,12 +80,13 @@ class LogitDifference:
 
     @classmethod
     def between(cls, reference: NDArray[np.float32], logits: NDArray[np.float32]) -> Self:
-        """Compare finite logits (N, K) with those of the reference, (N, K) with N > 0."""
+        """Compare finite outputs (N, ...) with those of the reference, of the same shape with N > 0."""
         wide = reference.astype(np.float64)
         difference = wide - logits
+        is_logits = has_classes(reference)
         return cls(
-            same_top1=reference.argmax(axis=1) == logits.argmax(axis=1),
-            kl=softmax_kl(torch.tensor(reference), torch.tensor(logits)).numpy(),
+            same_top1=reference.argmax(axis=1) == logits.argmax(axis=1) if is_logits else None,
+            kl=softmax_kl(torch.tensor(reference), torch.tensor(logits)).numpy() if is_logits else None,
             signal=float(np.square(wide).sum()),
             noise=float(np.square(difference).sum()),
             largest=float(np.abs(difference).max()),
@@ -94,8 +97,8 @@ class LogitDifference:
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """Join the differences of consecutive images."""
         return cls(
-            same_top1=np.concatenate([part.same_top1 for part in parts]),
-            kl=np.concatenate([part.kl for part in parts]),
+            same_top1=_join([part.same_top1 for part in parts]),
+            kl=_join([part.kl for part in parts]),
             signal=sum(part.signal for part in parts),
             noise=sum(part.noise for part in parts),
             largest=max(part.largest for part in parts),
@@ -112,7 +115,12 @@ def label_ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArr
     return ranks
 
 
-def _join(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+def has_classes(output: NDArray[np.float32]) -> bool:
+    """Whether an output counts as logits: (N, K) with more than one class."""
+    return output.ndim == 2 and output.shape[1] > 1
+
+
+def _join(parts: Sequence[NDArray[ScalarT] | None]) -> NDArray[ScalarT] | None:
     present = [part for part in parts if part is not None]
     if not present:
         return None

@@ -19,7 +19,8 @@ def fold_batch_norms(graph: fx.Graph, constants: Mapping[fx.Node, Constant], roo
     """Fold, in place, each normalization into the layer in front of it, in float64.
 
     Where the layer has other users, or there is none, a normalization of (N, C, H, W) becomes a depthwise 1x1
-    convolution with the normalization's name. Of another rank it stays an operator.
+    convolution with the normalization's name, and one of (N, C) goes into the linear layers behind it. Any other stays
+    an operator.
     """
     for node in list(graph.nodes):
         if node.target is not operator.getitem or node.args[1] != 0:
@@ -33,9 +34,14 @@ def fold_batch_norms(graph: fx.Graph, constants: Mapping[fx.Node, Constant], roo
             continue
         source = values["input"]
         scale, shift = _scale_shift(parts, values["eps"], constants)
-        layer = root.get_submodule(str(source.target)) if source.op == "call_module" else None
-        if layer is not None and len(source.users) == 1 and _channels_are_outputs(layer, source):
+        layer = _layer_in_front(source, root)
+        behind = [_linear_layer(user, root) for user in node.users]
+        if layer is not None:
             _absorb(layer, scale, shift)
+            new = source
+        elif source.meta["val"].ndim == 2 and all(behind):
+            for linear in behind:
+                _absorb_in_front(linear, scale, shift)
             new = source
         elif source.meta["val"].ndim == 4:
             new = _depthwise(graph, node, source, scale, shift, _path(parts, node, constants), root)
@@ -56,9 +62,22 @@ def _scale_shift(
     return scale, (0 if beta is None else beta) - mean * scale
 
 
-def _channels_are_outputs(layer: Any, node: fx.Node) -> bool:
-    """Whether dimension 1, which a batch normalization scales, is the layer's output dimension."""
-    return bool(node.meta["val"].ndim == (2 if isinstance(layer, nn.Linear) else layer.weight.ndim))
+def _layer_in_front(source: fx.Node, root: nn.Module) -> Any:
+    """Return the layer whose outputs are dimension 1 of a node and that nothing else reads; None if there is none."""
+    rank = source.meta["val"].ndim
+    while source.target is aten.reshape.default and rank == 2 and len(source.users) == 1:
+        source = source.all_input_nodes[0]  # rows of a linear layer in one dimension
+    if source.op != "call_module" or len(source.users) > 1:
+        return None
+    layer: Any = root.get_submodule(str(source.target))
+    if isinstance(layer, nn.Linear):
+        return layer if rank == 2 else None
+    return layer if rank == source.meta["val"].ndim == layer.weight.ndim else None
+
+
+def _linear_layer(node: fx.Node, root: nn.Module) -> Any:
+    layer = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return layer if isinstance(layer, nn.Linear) else None
 
 
 @torch.no_grad()
@@ -74,6 +93,14 @@ def _absorb(layer: Any, scale: Tensor, shift: Tensor) -> None:
     bias = shift if layer.bias is None else layer.bias.double() * scale + shift
     dtype = layer.weight.dtype
     layer.weight = nn.Parameter(weight.to(dtype))
+    layer.bias = nn.Parameter(bias.to(dtype))
+
+
+@torch.no_grad()
+def _absorb_in_front(layer: nn.Linear, scale: Tensor, shift: Tensor) -> None:
+    weight, dtype = layer.weight.double(), layer.weight.dtype
+    bias = weight @ shift if layer.bias is None else weight @ shift + layer.bias.double()
+    layer.weight = nn.Parameter((weight * scale).to(dtype))
     layer.bias = nn.Parameter(bias.to(dtype))
 
 

@@ -15,7 +15,7 @@ from repquant.graph.names import place
 from repquant.graph.noops import remove_noops, remove_unused
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Captured:
     """What a captured graph remembers of its capture, in `graph_module.meta["repquant"]`.
 

@@ -4,7 +4,7 @@ Images run in chunks, and a value is freed when nobody needs it any more. Memory
 of all images, and what one chunk takes inside a node.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, fx
 
@@ -14,16 +14,17 @@ from repquant.graph.run import Batch, inputs_of
 def run_in_chunks(
     graph: fx.GraphModule,
     batches: Iterable[Batch],
-    is_seen: Callable[[str], bool],
-    see: Callable[[str, list[Tensor]], None],
+    reads: Mapping[str, Sequence[fx.Node]],
+    see: Callable[[str, list[list[Tensor]]], None],
 ) -> None:
-    """Run a network over batches, and show the inputs of modules before they compute.
+    """Run a network over batches, and show values before a module computes.
 
     Args:
         graph: captured or simulated.
         batches: each is a chunk.
-        is_seen: whether a module, by its name, is shown.
-        see: called with the name of a module and its input in every chunk; it may change the module.
+        reads: name of a module -> nodes, each computed before it and still needed then, such as what it reads.
+        see: called with the name of each of these modules and, for each of its nodes, the value in every chunk; it may
+            change the module.
     """
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     chunks: list[fx.Interpreter] = []
@@ -33,8 +34,9 @@ def run_in_chunks(
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        if node.op == "call_module" and is_seen(str(node.target)):
-            see(str(node.target), [chunk.env[node.args[0]] for chunk in chunks])
+        if node.op == "call_module" and str(node.target) in reads:
+            name = str(node.target)
+            see(name, [[chunk.env[shown] for chunk in chunks] for shown in reads[name]])
         for chunk in chunks:
             chunk.env[node] = chunk.run_node(node)
             for done in chunk.user_to_last_uses.get(node, []):

@@ -7,20 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
     """A value that no input changes.
 
-    `plain` is what the network computes, in its own dtypes. `wide` is the same in float64 from the start, for layers
-    that absorb it; equal to `plain` where nothing is floating. `path` is its name in the user's module if it is stored
-    there as it is.
+    `plain` is what the network computes, in its own dtypes; `computed` the same in float64 from the start, None for a
+    stored tensor. `path` is the name of a stored tensor in the user's module.
     """
 
     plain: Any
-    wide: Any
+    computed: Any = None
     path: str | None = None
+
+    @property
+    def wide(self) -> Any:
+        """The value in float64, for layers that absorb it; equal to `plain` where nothing is floating."""
+        return _widened(self.plain) if self.computed is None else self.computed
 
 
 def evaluate_constants(graph_module: fx.GraphModule) -> dict[fx.Node, Constant]:
@@ -30,7 +35,7 @@ def evaluate_constants(graph_module: fx.GraphModule) -> dict[fx.Node, Constant]:
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(graph_module)
             if isinstance(value, Tensor):
-                constants[node] = Constant(plain=value, wide=_widened(value), path=str(node.target))
+                constants[node] = Constant(plain=value, path=str(node.target))
         elif _is_pure(node) and all(source in constants for source in node.all_input_nodes):
             constants[node] = _evaluated(node, constants)
     return constants
@@ -49,7 +54,7 @@ def _evaluated(node: fx.Node, constants: Mapping[fx.Node, Constant]) -> Constant
     # Integers and masks come from the network's own precision: a float64 floor may differ from a float32 one.
     plain = _call(node, lambda source: constants[source].plain)
     wide = _call(node, lambda source: constants[source].wide) if _has_floats(plain) else plain
-    return Constant(plain=plain, wide=torch.utils._pytree.tree_map(_widened, wide))
+    return Constant(plain=plain, computed=pytree.tree_map(_widened, wide))
 
 
 def _call(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
@@ -58,7 +63,7 @@ def _call(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
 
 
 def _has_floats(value: Any) -> bool:
-    leaves = torch.utils._pytree.tree_leaves(value)
+    leaves = pytree.tree_leaves(value)
     return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 

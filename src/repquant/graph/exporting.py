@@ -78,7 +78,13 @@ def _evaluation_copy(module: nn.Module) -> nn.Module:
     # A tensor that autograd computed (as the old weight_norm keeps one) can't be copied, only detached.
     values = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo: dict[int, Any] = {id(value): value.detach() for value in values if not value.is_leaf}
-    return copy.deepcopy(module, memo).eval()
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except Exception as error:  # whatever the user's attributes raise
+        raise InputError(
+            f"{type(module).__name__} can't be copied: {_first_line(error)}; take what can't be copied (locks, open "
+            "files, handles) out of the module's attributes"
+        ) from error
 
 
 def _without_batch_of_one(inputs: Any) -> Any:

@@ -1,5 +1,9 @@
 """A captured network with flat inputs and outputs, and their names, as a file has them."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -13,6 +17,13 @@ def captured_of(graph: fx.GraphModule) -> Captured:
     captured = graph.meta["repquant"]
     assert isinstance(captured, Captured)
     return captured
+
+
+def with_example(graph: fx.GraphModule, example: Any) -> fx.GraphModule:
+    """Return a copy of a captured network for inputs of another size; its operators have to take them."""
+    changed = copy_graph(graph)
+    changed.meta["repquant"] = replace(captured_of(graph), example=example)
+    return changed
 
 
 def flattened(graph: fx.GraphModule) -> fx.GraphModule:
@@ -55,3 +66,17 @@ def output_names(graph: fx.GraphModule) -> list[str]:
     unnamed = sum(not key for key in keys)
     numbered = iter(["output"] if unnamed == 1 else [f"output_{number}" for number in range(unnamed)])
     return [key or next(numbered) for key in keys]
+
+
+def as_returned(graph: fx.GraphModule, outputs: Sequence[Tensor]) -> Any:
+    """Return output tensors in the structure in which the user's module returns them.
+
+    Args:
+        graph: from `capture`.
+        outputs: in the order of `output_names`.
+    """
+    remaining = iter(outputs)
+    nodes = pytree.tree_leaves(graph.graph.output_node().args)
+    values = [next(remaining) if isinstance(node, fx.Node) else node for node in nodes]
+    codegen = graph.graph._codegen
+    return pytree.tree_unflatten(values, codegen.pytree_info.out_spec) if hasattr(codegen, "pytree_info") else values

@@ -22,9 +22,10 @@ _COMMUTING = {aten.add.Tensor, aten.mul.Tensor}
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A path from `root` that is no single map, and why."""
+    """A path from `root`, with its convolutions, that is no single map, and why."""
 
     root: fx.Node
+    layers: tuple[str, ...]
     reason: str
 
 
@@ -46,7 +47,7 @@ def paths_to(graph_module: fx.GraphModule, node: fx.Node, *, is_inside: bool = T
         layer = graph_module.get_submodule(str(node.target))
         if type(layer) is nn.Conv2d:
             name = str(node.target)
-            paths |= _through(graph_module, node.args[0], lambda path: convolved(path, layer, name))
+            paths |= _through(graph_module, node.args[0], lambda path: convolved(path, layer, name), (name,))
     elif node.op == "call_function":
         terms = terms_of(node)
         if terms:
@@ -78,14 +79,16 @@ def terms_of(node: fx.Node) -> list[tuple[int, fx.Node]]:
     return [(1, left), (SUMS[node.target], right)]
 
 
-def _through(graph_module: fx.GraphModule, source: Any, step: Callable[[Affine], Affine]) -> dict[fx.Node, Path]:
+def _through(
+    graph_module: fx.GraphModule, source: Any, step: Callable[[Affine], Affine], layers: tuple[str, ...] = ()
+) -> dict[fx.Node, Path]:
     def taken(path: Path) -> Path:
         if isinstance(path, Refused):
             return path
         try:
             return step(path)
         except NotOneMapError as reason:
-            return Refused(root=path.root, reason=str(reason))
+            return Refused(root=path.root, layers=path.layers + layers, reason=str(reason))
 
     return {root: taken(path) for root, path in paths_to(graph_module, source).items()}
 
@@ -110,7 +113,8 @@ def added(terms: list[tuple[int, Path]]) -> Path:
         try:
             total = signed if total is None else summed(total, signed)
         except NotOneMapError as reason:
-            return Refused(root=path.root, reason=str(reason))
+            assert total is not None
+            return Refused(root=path.root, layers=total.layers + path.layers, reason=str(reason))
     assert total is not None
     return total
 
@@ -118,6 +122,12 @@ def added(terms: list[tuple[int, Path]]) -> Path:
 def scales_or_shifts(node: fx.Node) -> bool:
     """Whether a node is an operator that multiplies or adds a constant where it can."""
     return node.target is aten.neg.default or node.target in _FACTORS | _QUOTIENTS | _SHIFTS.keys()
+
+
+def is_scale_layer(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is a convolution that only scales and shifts each channel, as a normalization of its own is."""
+    layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return type(layer) is nn.Conv2d and tuple(layer.weight.shape[1:]) == (1, 1, 1) and layer.stride == (1, 1)
 
 
 def _step(graph_module: fx.GraphModule, node: fx.Node) -> tuple[Any, Callable[[Affine], Affine] | None]:

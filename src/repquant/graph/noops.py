@@ -53,7 +53,7 @@ def remove_noops(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _ASSERTIONS:
             graph.erase_node(node)
-        elif node.target is aten.copy_.default:
+        elif node.target is aten.copy_.default or _writes_everything(node):
             node.replace_all_uses_with(node.args[1])
             graph.erase_node(node)
         elif node.op == "call_function" and _is_noop(node):
@@ -72,6 +72,13 @@ def remove_unused(graph: fx.Graph) -> None:
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
+
+
+def _writes_everything(node: fx.Node) -> bool:
+    """Whether a node writes a whole tensor over another: what is left of an in-place operator on all of a view."""
+    if node.target is not aten.slice_scatter.default or arguments(node)["step"] != 1:
+        return False
+    return _same_kind(arguments(node)["src"].meta["val"], node.meta["val"])
 
 
 def _is_noop(node: fx.Node) -> bool:

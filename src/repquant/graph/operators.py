@@ -54,11 +54,14 @@ class Operator:
     Attributes:
         kind: see `Kind`.
         is_homogeneous: f(c x) = c f(x) for c > 0 of each channel: channel scales pass through.
+        mixes: dimensions along which values are mixed, so that they need one scale; negative, from the last. A view or
+            move that mixes nothing only places values: it places their scales in the same way.
         accepts: whether the row holds for a node; another call of the same function is unknown.
     """
 
     kind: Kind
     is_homogeneous: bool = False
+    mixes: Callable[[fx.Node], tuple[int, ...]] = lambda _: ()
     accepts: Callable[[fx.Node], bool] = lambda _: True
 
 
@@ -72,6 +75,20 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def _padded(node: fx.Node) -> tuple[int, ...]:
+    """Return the dimensions that a pad makes longer."""
+    widths = _argument(node, 1, "pad", ())
+    return tuple(-1 - pair for pair in range(len(widths) // 2) if any(widths[2 * pair : 2 * pair + 2]))
+
+
+def _reduced(node: fx.Node) -> tuple[int, ...]:
+    """Return the dimensions that a reduction takes; all of them where it names none."""
+    rank = operands(node)[0].meta["val"].ndim
+    dims = _argument(node, 1, "dim", None)
+    dims = [dims] if isinstance(dims, int) else dims
+    return tuple(dim % rank - rank for dim in dims) if dims else tuple(range(-rank, 0))
+
+
 def _is_moved(node: fx.Node) -> bool:
     row = find_operator(node)
     return row is not None and row.kind is Kind.MOVE
@@ -83,10 +100,18 @@ def _joins_no_constants(node: fx.Node) -> bool:
     return len(parts) == len(operands(node))
 
 
+def _last(count: int) -> Callable[[fx.Node], tuple[int, ...]]:
+    return lambda _: tuple(range(-count, 0))
+
+
 _VIEW = Operator(kind=Kind.VIEW, is_homogeneous=True)
 _MOVE = Operator(kind=Kind.MOVE, is_homogeneous=True)
+_MOVE_ALONG_1 = Operator(kind=Kind.MOVE, is_homogeneous=True, mixes=_last(1))
+_MOVE_ALONG_2 = Operator(kind=Kind.MOVE, is_homogeneous=True, mixes=_last(2))
 _POINTWISE = Operator(kind=Kind.POINTWISE)
-_AVERAGE = Operator(kind=Kind.AVERAGE, is_homogeneous=True)
+_HOMOGENEOUS = Operator(kind=Kind.POINTWISE, is_homogeneous=True)
+_AVERAGE_ALONG_1 = Operator(kind=Kind.AVERAGE, is_homogeneous=True, mixes=_last(1))
+_AVERAGE_ALONG_2 = Operator(kind=Kind.AVERAGE, is_homogeneous=True, mixes=_last(2))
 
 OPERATORS: Mapping[Any, Operator] = MappingProxyType(
     {
@@ -124,23 +149,27 @@ OPERATORS: Mapping[Any, Operator] = MappingProxyType(
                 aten.pixel_shuffle.default,
                 aten.pixel_unshuffle.default,
                 aten.channel_shuffle.default,
-                aten.max_pool1d.default,
+            ),
+            _MOVE,
+        ),
+        **dict.fromkeys((aten.max_pool1d.default, aten.upsample_nearest1d.vec), _MOVE_ALONG_1),
+        **dict.fromkeys(
+            (
                 aten.max_pool2d.default,
                 aten.adaptive_max_pool2d.default,
-                aten.amax.default,
-                aten.upsample_nearest1d.vec,
                 aten.upsample_nearest2d.vec,
                 aten.upsample_nearest2d.default,
                 aten._upsample_nearest_exact2d.vec,
             ),
-            _MOVE,
+            _MOVE_ALONG_2,
         ),
+        aten.amax.default: Operator(kind=Kind.MOVE, is_homogeneous=True, mixes=_reduced),
         operator.getitem: Operator(
             kind=Kind.VIEW, is_homogeneous=True, accepts=lambda node: _is_moved(operands(node)[0])
         ),
-        aten.pad.default: Operator(kind=Kind.MOVE, is_homogeneous=True, accepts=_pads_zeros_or_copies),
+        aten.pad.default: Operator(kind=Kind.MOVE, is_homogeneous=True, mixes=_padded, accepts=_pads_zeros_or_copies),
         aten.constant_pad_nd.default: Operator(
-            kind=Kind.MOVE, is_homogeneous=True, accepts=lambda node: not _argument(node, 2, "value", 0)
+            kind=Kind.MOVE, is_homogeneous=True, mixes=_padded, accepts=lambda node: not _argument(node, 2, "value", 0)
         ),
         aten.cat.default: Operator(kind=Kind.JOIN, is_homogeneous=True, accepts=_joins_no_constants),
         aten.stack.default: Operator(kind=Kind.JOIN, is_homogeneous=True, accepts=_joins_no_constants),
@@ -149,8 +178,16 @@ OPERATORS: Mapping[Any, Operator] = MappingProxyType(
         aten.hardtanh.default: Operator(kind=Kind.CLIP),
         aten.clamp.default: Operator(kind=Kind.CLIP),
         aten.clamp_min.default: Operator(kind=Kind.CLIP),
-        aten.leaky_relu.default: Operator(kind=Kind.POINTWISE, is_homogeneous=True),
-        aten.prelu.default: Operator(kind=Kind.POINTWISE, is_homogeneous=True),
+        **dict.fromkeys(
+            (
+                aten.leaky_relu.default,
+                aten.prelu.default,
+                aten.mul.Scalar,
+                aten.div.Scalar,
+                aten.neg.default,
+            ),
+            _HOMOGENEOUS,
+        ),
         **dict.fromkeys(
             (
                 aten.silu.default,
@@ -162,28 +199,24 @@ OPERATORS: Mapping[Any, Operator] = MappingProxyType(
                 aten.elu.default,
                 aten.mish.default,
                 aten.softplus.default,
-                aten.mul.Scalar,
                 aten.add.Scalar,
                 aten.sub.Scalar,
                 aten.rsub.Scalar,
-                aten.div.Scalar,
                 aten.div.Tensor,
-                aten.neg.default,
             ),
             _POINTWISE,
         ),
+        **dict.fromkeys((aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default), _AVERAGE_ALONG_1),
         **dict.fromkeys(
             (
-                aten.avg_pool1d.default,
                 aten.avg_pool2d.default,
-                aten.adaptive_avg_pool1d.default,
                 aten.adaptive_avg_pool2d.default,
-                aten.mean.dim,
                 aten.upsample_bilinear2d.vec,
                 aten.upsample_bilinear2d.default,
             ),
-            _AVERAGE,
+            _AVERAGE_ALONG_2,
         ),
+        aten.mean.dim: Operator(kind=Kind.AVERAGE, is_homogeneous=True, mixes=_reduced),
         aten.add.Tensor: Operator(kind=Kind.ADD, is_homogeneous=True),
         aten.sub.Tensor: Operator(kind=Kind.ADD, is_homogeneous=True),
         aten.mul.Tensor: Operator(kind=Kind.PRODUCT),
@@ -224,7 +257,10 @@ def find_operator(node: fx.Node) -> Operator | None:
         return row
     if len(list(_tensor_arguments(node))) == len(node.args[:2]):
         return row if node.target is not aten.div.Tensor else None
-    return Operator(kind=Kind.POINTWISE) if row.kind is not Kind.MATMUL else None
+    if row.kind is Kind.MATMUL:
+        return None
+    is_divisor = node.target is aten.div.Tensor and operands(node)[0] is not node.args[0]
+    return _POINTWISE if row.kind is Kind.ADD or is_divisor else _HOMOGENEOUS
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, ...]:

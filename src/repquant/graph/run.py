@@ -11,7 +11,8 @@ from repquant.errors import InputError
 
 Batch = Any
 """A tensor, a tuple or list of tensors, a dict of keyword inputs, or a pair of inputs and labels."""
-Observer = Callable[[Tensor], None]
+Observer = Callable[[Tensor], Tensor | None]
+"""Sees a value; what it returns, if it does, takes the value's place."""
 
 
 def inputs_of(graph: fx.GraphModule, batch: Batch) -> list[Tensor]:
@@ -49,9 +50,10 @@ class _Observing(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n.name in self._observers:
-            self._observers[n.name](value)
-        return value
+        if n.name not in self._observers:
+            return value
+        replaced = self._observers[n.name](value)
+        return value if replaced is None else replaced
 
 
 def run(graph: fx.GraphModule, batch: Batch, observers: Mapping[str, Observer] | None = None) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ from repquant.numerics.affine import Grid
 from repquant.numerics.feedback_rounding import round_with_feedback
 from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.simulation.integers import quantize_parameters
-from repquant.simulation.network import quantized_layers, simulate
+from repquant.simulation.network import quantized_layers, read_by_layers, simulate
 
 
 @torch.inference_mode()
@@ -64,7 +64,8 @@ def round_weights(
     samples = _sample_outputs(graph, plan, kept, patches)
     rounded = copy_graph(graph)
 
-    def round_layer(name: str, inputs: list[Tensor]) -> None:
+    def round_layer(name: str, seen: list[list[Tensor]]) -> None:
+        (inputs,) = seen
         layer, float_layer = layers[name], rounded.get_submodule(name)
         grid = layer.integers.weight_grid
         sample = samples.pop(name)
@@ -75,7 +76,7 @@ def round_weights(
         layer.adopt(quantize_parameters(weight, bias, scale, grid, groups_of(float_layer)))
         on_layer(1)
 
-    run_in_chunks(simulated, kept, layers.__contains__, round_layer)
+    run_in_chunks(simulated, kept, read_by_layers(simulated), round_layer)
     grids = {name: layer.integers.weight_grid for name, layer in layers.items()}
     return Rounded(rounded, replace(plan, weight_grids=grids))
 

@@ -1,8 +1,6 @@
 """Read and write checkpoints. Only tensors are ever unpickled: a file can't make this process run anything."""
 
 import io
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,15 @@ import torch
 from torch import Tensor
 
 from repquant.atomic import replace_file
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.models.dialects import detect, detect_form, dialect_for, from_native, to_dialect
 from repquant.models.mismatch import differences, explain
 from repquant.models.network import RepVGG, build
+from repquant.models.safetensors_bytes import serialized
+from repquant.models.torch_file import load_torch_file
+from repquant.models.torch_pickle import CodeError
 from repquant.models.zoo import get_spec
+from repquant.regular_files import require_regular
 
 _WRAPPERS = ("state_dict", "model")
 
@@ -99,7 +101,7 @@ def save_model(model: RepVGG, path: Path | str, dialect: str = "official") -> No
             "num_classes": str(model.num_classes),
             "form": model.form,
         }
-        content = safetensors.torch.save(tensors, metadata)
+        content = serialized(tensors, metadata)
     elif path.suffix == ".pth":
         buffer = io.BytesIO()
         torch.save(tensors, buffer)
@@ -117,28 +119,23 @@ def _read(path: Path) -> Any:
         raise InputError(f"weights {path} does not exist")
     try:
         if path.suffix == ".safetensors":
+            require_regular(path)
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch_file(path)
     except OSError as error:
         raise InputError(f"can't read weights {path}: {error.strerror or error}") from error
+    except CodeError as error:
+        raise InputError(
+            f"weights {path} need code to load ({shortened(error.name)}) and are refused: nothing in the file was run. "
+            "Only tensors are read; whoever made the file can save them alone with torch.save(model.state_dict(), path)"
+        ) from error
     except Exception as error:  # a damaged file can make the parsers raise anything
-        raise _refusal(path, error) from error
-
-
-def _refusal(path: Path, error: Exception) -> InputError:
-    if path.suffix == ".safetensors":
-        return InputError(f"weights {path} are truncated, damaged or no safetensors file; get them again")
-    named = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if named or "TorchScript" in str(error):
-        needs = f" ({named[1]})" if named else ""
-        return InputError(
-            f"weights {path} need code to load{needs} and are refused: nothing in the file was run. Only tensors "
-            "are read; whoever made the file can save them alone with torch.save(model.state_dict(), path)"
-        )
-    return InputError(
-        f"weights {path} are truncated, damaged or no torch.save file: nothing in the file was run. Get them again"
-    )
+        kind = "safetensors" if path.suffix == ".safetensors" else "torch.save"
+        reason = "" if kind == "safetensors" else f" ({shortened(str(error))})"
+        raise InputError(
+            f"weights {path} are truncated, damaged or no {kind} file{reason}: nothing in the file was run. "
+            "Get them again"
+        ) from error
 
 
 def _unwrap(content: Any) -> Any:
@@ -156,7 +153,7 @@ def _plain_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     tensors = {}
     for key, value in content.items():
         if not isinstance(key, str) or not _is_plain(value):
-            raise InputError(f"weights {path}: entry {key!r} is no plain tensor; {expected}")
+            raise InputError(f"weights {path}: entry {shortened(repr(key))} is no plain tensor; {expected}")
         value = value.detach()
         if not value.is_floating_point():
             tensors[key] = value
@@ -182,6 +179,6 @@ def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
         count = int((~tensor.isfinite()).sum())
         others = f", and {len(damaged) - 1} more tensors have some" if len(damaged) > 1 else ""
         raise InputError(
-            f"weights {path}: {key} has {count} NaN or infinite values of {tensor.numel()}{others}; "
+            f"weights {path}: {shortened(key)} has {count} NaN or infinite values of {tensor.numel()}{others}; "
             "the training that made the file has diverged or the file is damaged"
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.models.spec import BlockKind, Form
 
 Value = TypeVar("Value")
@@ -151,7 +151,7 @@ def detect(keys: Iterable[str]) -> str:
     recognized = {dialect.name: sum(_is_block_key(key, dialect) for key in keys) for dialect in _KNOWN.values()}
     best = max(recognized, key=recognized.__getitem__)
     if not recognized[best]:
-        first = ", ".join(keys[:3]) or "none"
+        first = ", ".join(map(shortened, keys[:3])) or "none"
         raise InputError(
             f"these are not the keys of a RepVGG in any known dialect ({', '.join(DIALECTS)}); the first keys "
             f"are {first}. Give a checkpoint from one of these projects"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from repquant.errors import shortened
 from repquant.models.dialects import detect_form, get_dialect, to_dialect
 from repquant.models.network import build, make_block
 from repquant.models.spec import ArchSpec, Form
@@ -61,7 +62,7 @@ def closest_architecture(found: Mapping[str, Tensor], dialect: str) -> ClosestAr
 def explain(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], dialect: str) -> str:
     """Say which keys differ, first ones first, and which architecture the file is closest to."""
     keys = differences(found, expected)
-    lines = [f"  {key} {_describe(found.get(key), expected.get(key))}" for key in keys[:_SHOWN]]
+    lines = [f"  {shortened(key)} {_describe(found.get(key), expected.get(key))}" for key in keys[:_SHOWN]]
     if len(keys) > _SHOWN:
         lines.append(f"  and {len(keys) - _SHOWN} more")
     return "\n".join([*lines, _advice(closest_architecture(found, dialect))])

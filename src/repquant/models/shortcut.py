@@ -15,11 +15,12 @@ import copy
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repquant.models.blocks import DeployBlock, ShortcutBlock, ShortcutKind
 from repquant.models.fuse import identity_kernel
 from repquant.numerics.affine import Scheme
+from repquant.numerics.diagonal import diagonal_center
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -58,12 +59,6 @@ def merge_residuals(model: ModuleT) -> ModuleT:
 def count_identities(model: nn.Module) -> int:
     """Return how many fused blocks have an identity branch in their kernel."""
     return sum(isinstance(block, DeployBlock) and block.spec.has_identity for block in model.modules())
-
-
-def diagonal_center(kernel: Tensor, groups: int) -> Tensor:
-    """Return the weights that an identity branch is added to: (C, C/groups, 3, 3) -> (C,)."""
-    channels = torch.arange(len(kernel), device=kernel.device)
-    return kernel[channels, channels % (len(kernel) // groups), 1, 1]
 
 
 @torch.no_grad()

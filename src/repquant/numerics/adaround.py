@@ -271,7 +271,7 @@ class LayerOutput:
         self._start = torch.zeros_like(scale) if bias is None else bias.detach().float().reshape(scale.shape).clone()
         self._shift, self._stretch = torch.zeros_like(scale), torch.zeros_like(scale)
         self._learn_shift, self._learn_stretch = bias is not None, options.affine
-        probe = torch.linspace(0, len(rows.steps) - 1, min(_PROBE, len(rows.steps))).long()
+        probe = torch.linspace(0, len(rows.steps) - 1, min(_PROBE, len(rows.steps))).long().to(rows.steps.device)
         nearest = counts.round().clamp(scheme.qmin, scheme.qmax).reshape(scale.shape[0], scale.shape[2], -1)
         products = torch.bmm(_groups_first(rows.steps[probe].float()), nearest.transpose(1, 2)) * scale
         addend = 0.0 if rows.addend is None else _outputs(rows.addend, probe, scale.shape[2])
@@ -336,11 +336,11 @@ def _draw(
     rows: LayerRows, channels: int, options: RoundingOptions, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor | float]:
     """Return a batch: inputs (G, B, K) in steps, targets (G, B, O/G) and addends of the same shape, or 0."""
-    chosen = torch.randint(len(rows.steps), (options.batch,), generator=generator)
+    chosen = torch.randint(len(rows.steps), (options.batch,), generator=generator).to(rows.steps.device)
     x = rows.steps.index_select(0, chosen).float()
     if options.drop:
         assert rows.float_steps is not None
-        dropped = _random_mask(x.shape, options.drop, generator)
+        dropped = _random_mask(x.shape, options.drop, generator).to(x.device)
         x = torch.where(dropped, rows.float_steps.index_select(0, chosen).float(), x)
     addend = 0.0 if rows.addend is None else _outputs(rows.addend, chosen, channels)
     return _groups_first(x), _outputs(rows.targets, chosen, channels), addend

@@ -13,6 +13,7 @@ ICLR 2023, after Hassibi and Stork, "Optimal Brain Surgeon", 1993).
 import torch
 from torch import Tensor
 
+_ATTEMPTS = 8  # each with ten times the damping; after the third it is more than the moments themselves
 _BLOCK = 64  # columns between two updates of the rest: a matrix product for many columns at once
 
 
@@ -27,6 +28,10 @@ def round_with_feedback(
         scale: (O,) step of each row.
         qmin, qmax: smallest and largest integer.
         damping: share of the mean diagonal that is added to the diagonal, so that inputs which never vary do no harm.
+            More is added where rounding errors of the moments are larger, as with many identical channels.
+
+    Raises:
+        FloatingPointError: the moments are no numbers.
     """
     step = scale.to(weight.dtype)
     # Columns whose input is large come first: while there is much left that can make up for them.
@@ -53,9 +58,18 @@ def _inverse_factor(moments: Tensor, damping: float) -> Tensor:
 
     With the order of its rows and columns reversed, M = L L^T gives M = V V^T with V upper triangular; U = V^-1.
     """
-    damped = moments.double().flip(0, 1)
-    mean = damped.diagonal().mean()
-    damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
-    upper = torch.linalg.cholesky(damped).flip(0, 1)
+    moments = moments.double().flip(0, 1)
+    mean = float(moments.diagonal().mean())
+    added = damping * mean if mean > 0 else 1.0
+    for _ in range(_ATTEMPTS):
+        damped = moments.clone()
+        damped.diagonal().add_(added)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            break
+        added *= 10
+    else:
+        raise FloatingPointError("the inputs of a layer are not finite, or too large to round its weights for")
+    upper = lower.flip(0, 1)
     factor: Tensor = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True)
     return factor

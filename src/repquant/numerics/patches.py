@@ -57,8 +57,8 @@ def patches_at(x: Tensor, geometry: Geometry, positions: Tensor) -> Tensor:
     images, channels, _, width = padded.shape
     top = positions // output_width * stride_y
     left = positions % output_width * stride_x
-    down = torch.arange(kernel_y) * dilation_y
-    right = torch.arange(kernel_x) * dilation_x
+    down = torch.arange(kernel_y, device=x.device) * dilation_y
+    right = torch.arange(kernel_x, device=x.device) * dilation_x
     taps = (down.unsqueeze(1) * width + right).flatten()
     index = (top * width + left).unsqueeze(2) + taps  # (N, P, taps)
     values = padded.flatten(2).gather(2, index.reshape(images, 1, -1).expand(-1, channels, -1))

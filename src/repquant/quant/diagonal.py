@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from repquant.models.shortcut import diagonal_center
+from repquant.numerics.diagonal import diagonal_center
 from repquant.quant.convert import Layer
 
 

@@ -1,6 +1,7 @@
 """Cross-layer equalization: scale channels so that rounding loses less, without changing what the network computes."""
 
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -12,8 +13,17 @@ from torch import Tensor, fx, nn
 
 from repquant.errors import InputError
 from repquant.models.blocks import SqueezeExcite
-from repquant.models.shortcut import diagonal_center
-from repquant.numerics.equalization import LayerStatistics, Shortcut, equalize_ranges, minimize_noise
+from repquant.numerics.diagonal import diagonal_center
+from repquant.numerics.equalization import (
+    LayerScales,
+    LayerStatistics,
+    Shortcut,
+    TensorStatistics,
+    balance_ranges,
+    chain_gains,
+    gain_through,
+    minimize_noise,
+)
 from repquant.quant.convert import Layer
 from repquant.quant.diagonal import may_have_identity
 from repquant.quant.sharing import refuse_shared_parameters
@@ -24,7 +34,6 @@ EQUALIZATIONS: tuple[Equalization, ...] = get_args(Equalization)
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_RANGE_SWEEPS = 20  # of the pairwise rule over the chain; it has converged by then
 _QUIET = 0.01  # a channel counts as at least this share of the loudest: scales of silent channels stay bounded
 _TRANSPARENT = (nn.ReLU, nn.Identity, nn.Dropout, nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten)
 _TRANSPARENT_CALLS = {torch.flatten, torch.relu, "flatten", "relu"}
@@ -183,17 +192,33 @@ def find_scales(
         return links, _range_scales(model, links)
     names = [links[0].producer, *(link.consumer for link in links)]
     moments = _measure(model, names, batches, on_batch)
-    scales = minimize_noise(
+    energies = [_kernels(_layer(model, name)).square().sum(2).unsqueeze(0) for name in names]
+    gains = chain_gains(energies, [moments[name].active for name in names[1:]])
+    scales, indices = _numbered(links, model)
+    joined = minimize_noise(
         [
-            _statistics(_layer(model, name), moments[name], moments[after] if after else None)
-            for name, after in zip(names, [*names[1:], None], strict=True)
+            _statistics(_layer(model, name), moments[name], gain, around, target)
+            for name, gain, around in zip(names, gains, itertools.pairwise(indices), strict=True)
         ],
+        [
+            _input_statistics(moments[name], gain_through(energy, gain), index)
+            for name, energy, gain, index in zip(names[1:], energies[1:], gains[1:], indices[1:-1], strict=True)
+        ],
+        sum(scales),
         shortcut,
         weight_steps=target.weight.qmax,
         activation_steps=target.activation.qmax,
-        per_channel=target.weight.channel_axis is not None,
     )
-    return links, scales
+    return links, list(joined.split(scales))
+
+
+def _numbered(links: Sequence[Link], model: nn.Module) -> tuple[list[int], list[Tensor]]:
+    """Return how many channels each link has, and the indices of their scales; -1 in front of the first and behind."""
+    counts = [len(_layer(model, link.producer).weight) for link in links]
+    first, last = _layer(model, links[0].producer), _layer(model, links[-1].consumer)
+    inputs = first.in_channels if isinstance(first, nn.Conv2d) else first.in_features
+    indices = torch.arange(sum(counts)).split(counts)
+    return counts, [torch.full((inputs,), -1), *indices, torch.full((len(last.weight),), -1)]
 
 
 def _layer(model: nn.Module, name: str) -> Layer:
@@ -203,16 +228,18 @@ def _layer(model: nn.Module, name: str) -> Layer:
 
 
 def _range_scales(model: nn.Module, links: Sequence[Link]) -> list[Tensor]:
-    kernels = [_kernels(_layer(model, name)) for name in (links[0].producer, *(link.consumer for link in links))]
-    scales = [torch.ones(len(kernel), dtype=torch.float64) for kernel in kernels[:-1]]
-    for _ in range(_RANGE_SWEEPS):
-        for index, scale in enumerate(scales):
-            producer, consumer = kernels[index], kernels[index + 1]
-            factor = equalize_ranges(producer.abs().amax((1, 2)), consumer.abs().amax((0, 2)))
-            producer.mul_(factor.reshape(-1, 1, 1))
-            consumer.div_(factor.reshape(1, -1, 1))
-            scale.mul_(factor)
-    return scales
+    counts, indices = _numbered(links, model)
+    layers = [
+        LayerScales(
+            inputs=before,
+            outputs=after,
+            magnitude=_kernels(_layer(model, name)).abs().amax(2).unsqueeze(0),
+        )
+        for name, (before, after) in zip(
+            (links[0].producer, *(link.consumer for link in links)), itertools.pairwise(indices), strict=True
+        )
+    ]
+    return list(balance_ranges(layers, sum(counts)).split(counts))
 
 
 @dataclass
@@ -234,6 +261,15 @@ class _Moments:
         self.squares += x.square().sum((0, 2), dtype=torch.float64)
         self.positive += (x > 0).sum((0, 2)).double()
         self.image_amax += x.abs().amax(2).sum(0, dtype=torch.float64)
+
+    @property
+    def variance(self) -> Tensor:
+        mean = torch.as_tensor(self.total) / self.values
+        return (torch.as_tensor(self.squares) / self.values - mean.square()).clamp(min=0)
+
+    @property
+    def active(self) -> Tensor:
+        return torch.as_tensor(self.positive) / self.values
 
 
 @torch.no_grad()
@@ -260,26 +296,34 @@ def _recorder(moments: _Moments) -> Callable[[nn.Module, tuple[Tensor, ...]], No
     return record
 
 
-def _statistics(layer: Layer, inputs: _Moments, outputs: _Moments | None) -> LayerStatistics:
+def _statistics(
+    layer: Layer, inputs: _Moments, gain: Tensor, around: tuple[Tensor, Tensor], target: Target
+) -> LayerStatistics:
     kernels = _kernels(layer)
-    magnitude, energy = kernels.abs(), kernels.square().sum(2)
+    magnitude = kernels.abs()
     diagonal = None
     if may_have_identity(layer):
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         channels = torch.arange(len(kernels))
         diagonal = diagonal_center(layer.weight.detach(), groups).double()
         magnitude[channels, channels, kernels.shape[2] // 2] = 0.0
-    mean = torch.as_tensor(inputs.total) / inputs.values
-    amax = torch.as_tensor(inputs.image_amax) / inputs.images
     return LayerStatistics(
-        magnitude=magnitude.amax(2),
-        energy=energy,
+        inputs=around[0],
+        outputs=around[1],
+        magnitude=magnitude.amax(2).unsqueeze(0),
         diagonal=diagonal,
-        variance=(torch.as_tensor(inputs.squares) / inputs.values - mean.square()).clamp(min=0),
-        amax=amax.clamp(min=float(amax.max()) * _QUIET),
-        active=torch.ones(len(kernels)) if outputs is None else torch.as_tensor(outputs.positive) / outputs.values,
+        seen=(kernels != 0).any(2).double().unsqueeze(0),
+        variance=inputs.variance,
+        gain=gain,
         taps=kernels.shape[2],
+        one_step=() if target.weight.channel_axis is not None else (0, 1),
     )
+
+
+def _input_statistics(inputs: _Moments, gain: Tensor, index: Tensor) -> TensorStatistics:
+    amax = torch.as_tensor(inputs.image_amax) / inputs.images
+    amax = amax.clamp(min=float(amax.max()) * _QUIET)
+    return TensorStatistics(channels=index, high=amax, low=torch.zeros_like(amax), gain=gain)
 
 
 def _kernels(layer: Layer) -> Tensor:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError
+from repquant.models.safetensors_bytes import serialized
+from repquant.regular_files import require_regular
 from repquant.simulation.layers import FakeQuantize, QuantizedLayer
 
 
@@ -69,6 +70,7 @@ def load_layers(path: Path, fingerprint: Mapping[str, str]) -> dict[str, Learned
         InputError: the file is damaged, or its hashes are not those of `fingerprint`.
     """
     try:
+        require_regular(path)
         with safetensors.safe_open(path, framework="pt") as file:
             started_with = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
@@ -112,7 +114,7 @@ def _save(path: Path, fingerprint: Mapping[str, str], layers: Mapping[str, Learn
     parts = [(f"{name}/{part}", x) for name, layer in layers.items() for part, x in vars(layer).items()]
     tensors = {key: x.contiguous() for key, x in parts if x is not None}
     with replace_file(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, {**fingerprint, "results": _digest(tensors)})
+        temporary.write_bytes(serialized(tensors, {**fingerprint, "results": _digest(tensors)}))
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from repquant.quant.ptq import PtqMethod
-from repquant.quant.sensitivity import Sensitivity
+from repquant.methods.ptq import PtqMethod
+from repquant.methods.sensitivity import Sensitivity
 from repquant.report.analysis import MOST, recovered_share, ruled_by_diagonal, weights_share, worst_layer
 from repquant.targets.target import Target
 
@@ -27,7 +27,7 @@ def advice(sensitivity: Sensitivity, method: PtqMethod, calibrator: str, target:
         calibrator: of its activations.
         target: its schemes.
     """
-    kl, share = sensitivity.both.kl, weights_share(sensitivity)
+    kl, share = sensitivity.both.harm, weights_share(sensitivity)
     if kl < NEGLIGIBLE_KL:
         return f"The KL to float is {kl:.1e}, below {NEGLIGIBLE_KL:.0e}: there is nothing to do."
     diagonal = ruled_by_diagonal(sensitivity)

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError
-from repquant.quant.sensitivity import Divergence, LayerSensitivity, Sensitivity, StepHistogram
+from repquant.methods.divergence import Divergence
+from repquant.methods.sensitivity import LayerSensitivity, Sensitivity, StepHistogram
 from repquant.report.record import CalibrationRecord
 
 SCHEMA_VERSION = 1
@@ -108,14 +109,14 @@ def read_analysis(path: Path) -> Analysis:
 
 def weights_share(sensitivity: Sensitivity) -> float | None:
     """Return the weights' part, 0 to 1, of the KL that weights and activations cause each by itself."""
-    total = sensitivity.weights.kl + sensitivity.activations.kl
-    return sensitivity.weights.kl / total if total > 0 else None
+    total = sensitivity.weights.harm + sensitivity.activations.harm
+    return sensitivity.weights.harm / total if total > 0 else None
 
 
 def recovered_share(sensitivity: Sensitivity, layer: LayerSensitivity) -> float:
     """Return the part of the whole KL that goes away when this layer stays in float; below 0 where it grows."""
-    whole = sensitivity.both.kl
-    return (whole - layer.all_but.kl) / whole if whole > 0 else 0.0
+    whole = sensitivity.both.harm
+    return (whole - layer.all_but.harm) / whole if whole > 0 else 0.0
 
 
 def ruled_by_diagonal(sensitivity: Sensitivity) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def ruled_by_diagonal(sensitivity: Sensitivity) -> tuple[str, ...]:
 def worst_layer(sensitivity: Sensitivity) -> LayerSensitivity | None:
     """Return the layer with weights whose absence from the quantized network helps most."""
     layers = [layer for layer in sensitivity.layers if layer.has_weights]
-    return min(layers, key=lambda layer: layer.all_but.kl, default=None)
+    return min(layers, key=lambda layer: layer.all_but.harm, default=None)
 
 
 def remarks(sensitivity: Sensitivity) -> tuple[str, ...]:
@@ -270,8 +271,8 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
     return _NONE if value is None else f"{value * factor:.{digits}f}"
 
 
-def _six_digits(value: float) -> float:
-    return float(f"{value:.6g}")
+def _six_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _sensitivity(data: dict[str, Any]) -> Sensitivity:

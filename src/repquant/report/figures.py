@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repquant.quant.sensitivity import LayerSensitivity, Sensitivity, StepHistogram
+from repquant.methods.sensitivity import LayerSensitivity, Sensitivity, StepHistogram
 
 # Told apart by color-blind readers too (Okabe and Ito).
 _BLUE, _ORANGE, _GRAY = "#0072B2", "#D55E00", "#666666"
@@ -62,11 +62,11 @@ def range_figure(layers: Sequence[LayerSensitivity]) -> Figure:
 
 def kl_figure(sensitivity: Sensitivity) -> Figure:
     """Draw the KL with only each layer quantized, and below with all but it, beside that of the whole."""
-    layers, whole = sensitivity.layers, 1000 * sensitivity.both.kl
+    layers, whole = sensitivity.layers, 1000 * sensitivity.both.harm
     figure, (only, all_but) = _layer_axes([layer.name for layer in layers], rows=2)
-    only.bar(range(len(layers)), [1000 * layer.only.kl for layer in layers], color=_BLUE)
+    only.bar(range(len(layers)), [1000 * layer.only.harm for layer in layers], color=_BLUE)
     only.set_title("only this layer quantized", fontsize="medium")
-    all_but.bar(range(len(layers)), [1000 * layer.all_but.kl for layer in layers], color=_ORANGE)
+    all_but.bar(range(len(layers)), [1000 * layer.all_but.harm for layer in layers], color=_ORANGE)
     all_but.axhline(whole, color=_GRAY, linestyle="--", label=f"everything quantized: {whole:.2f}")
     all_but.set_title("everything but this layer quantized", fontsize="medium")
     all_but.legend(fontsize="small", loc="lower right")

@@ -67,8 +67,8 @@ class AttemptRecord:
     name: str
     keep_float: tuple[str, ...]
     images: int
-    agreement: float
-    kl: float
+    agreement: float | None
+    kl: float | None
     expected_drop: float
     seconds: float
     chosen: bool

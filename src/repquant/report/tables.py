@@ -45,8 +45,8 @@ def trail_table(record: Record) -> Table:
         table.add_row(
             attempt.name,
             f"{attempt.expected_drop:.3f}",
-            f"{attempt.agreement:.2f}",
-            f"{1000 * attempt.kl:.2f}",
+            _number(attempt.agreement, 2),
+            _number(attempt.kl, 2, factor=1000),
             f"{attempt.seconds:.0f}",
             " <" if attempt.chosen else "",
         )
@@ -104,6 +104,9 @@ def _hardware(record: Record) -> str:
 _TOP1 = Column("top-1\n%", lambda row: _number(row.top1, 2))
 _TIME = Column("time\ns", lambda row: _number(row.seconds, 1))
 _SIZE = Column("size\nMB", lambda row: _number(row.file_bytes, 2, factor=1 / _BYTES_PER_MB))
+
+OUTPUT = Column("output\n", lambda row: row.output or _NONE)
+METRIC = Column("metric\n", lambda row: _number(row.metric, 4))
 
 COMPARISON = (
     _TOP1,

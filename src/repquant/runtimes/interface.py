@@ -1,9 +1,12 @@
 """What every engine looks like to the layers above."""
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
 
 
 class Runtime(Protocol):
@@ -11,7 +14,7 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """The engine, in the words of the command line: `pytorch`, `onnxruntime`, `openvino`."""
+        """The engine, in the words of the command line: `pytorch`, `onnxruntime`, `openvino`, `tensorrt`."""
         ...
 
     @property
@@ -19,6 +22,24 @@ class Runtime(Protocol):
         """The engine's version."""
         ...
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K), for any N; returns when the logits are there."""
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
+        """Return the output for the network's inputs (N, ...), or a tuple where it has several, in the file's order.
+
+        N may be any number, and what is returned is there. A classifier maps normalized images (N, 3, H, W) to logits
+        (N, K).
+        """
+        ...
+
+
+class FileRuntime(Runtime, Protocol):
+    """An engine that runs a file, and so knows its inputs and outputs by name."""
+
+    @property
+    def inputs(self) -> Mapping[str, Sequence[int | None]]:
+        """Name -> shape, in the order of the call; None stands for any size."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names, in the order of the result."""
         ...

@@ -14,7 +14,16 @@ from repquant.runtimes.cpu import int8_support, is_x86
 from repquant.runtimes.executed import Executed, executed_nodes
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import quantize_before_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, check_names, require_file
+from repquant.runtimes.interface import Array
+from repquant.runtimes.model_file import (
+    as_outputs,
+    cannot_load,
+    cannot_run,
+    check_inputs,
+    check_names,
+    check_type,
+    require_file,
+)
 from repquant.runtimes.precise_products import PRECISE, own_constants
 from repquant.runtimes.unsigned_activations import unsigned_activations
 from repquant.targets.cpu_rules import may_saturate
@@ -34,6 +43,10 @@ class OnnxRuntime:
         path: the .onnx file.
         threads: threads inside an operator; None leaves the choice (all cores) to ONNX Runtime.
 
+    Attributes:
+        inputs: name -> shape, as the file has them; None stands for any size.
+        outputs: names.
+
     Raises:
         InputError: no such file, not a model that ONNX Runtime can load, or, when called, images of a
             shape that the model does not take.
@@ -48,23 +61,23 @@ class OnnxRuntime:
         self._path = require_file(path)
         self._threads = threads
         self._session = self._open()
+        for value in self._session.get_inputs():
+            check_type(path, value.type, "tensor(float)")
         self.inputs = {
             value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
             for value in self._session.get_inputs()
         }
-        """Name -> shape; None stands for any size."""
         self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K).
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
+        """Return the output for the inputs, or a tuple where there are several.
 
         Raises:
-            InputError: images of a shape that the model does not take, or a model with more inputs or outputs.
+            InputError: inputs of a number or a shape that the model does not take.
         """
-        check_interface(self._path, len(self.inputs), len(self.outputs))
-        ((name, shape),) = self.inputs.items()
-        check_images(self._path, shape, images.shape)
-        return self.run({name: images})[self.outputs[0]]
+        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
+        results = self.run(dict(zip(self.inputs, inputs, strict=True)))
+        return as_outputs([results[name] for name in self.outputs])
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for the inputs by name.
@@ -73,7 +86,10 @@ class OnnxRuntime:
             InputError: an input is missing, or there is none of that name.
         """
         check_names(self._path, tuple(self.inputs), inputs)
-        outputs = self._session.run(list(self.outputs), dict(inputs))
+        try:
+            outputs = self._session.run(list(self.outputs), dict(inputs))
+        except Exception as error:
+            raise cannot_run(self._path, "ONNX Runtime", error) from error
         return {name: np.asarray(value) for name, value in zip(self.outputs, outputs, strict=True)}
 
     def executed(self) -> tuple[Executed, ...]:

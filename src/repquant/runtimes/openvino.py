@@ -12,7 +12,16 @@ from repquant.export.pooling import pad_before_average
 from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
-from repquant.runtimes.model_file import cannot_load, check_images, check_interface, check_names, require_file
+from repquant.runtimes.interface import Array
+from repquant.runtimes.model_file import (
+    as_outputs,
+    cannot_load,
+    cannot_run,
+    check_inputs,
+    check_names,
+    check_type,
+    require_file,
+)
 from repquant.runtimes.unsigned_activations import unsigned_activations
 
 
@@ -25,6 +34,10 @@ class OpenVinoRuntime:
     Args:
         path: the .onnx file.
         threads: threads of an inference; None leaves the choice (all cores) to OpenVINO.
+
+    Attributes:
+        inputs: name -> shape, as the file has them; None stands for any size.
+        outputs: names.
 
     Raises:
         InputError: no such file, not a model that OpenVINO can load, or, when called, images of a shape
@@ -56,24 +69,24 @@ class OpenVinoRuntime:
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(path, "OpenVINO", error) from error
         self._model = model
+        for port in model.inputs:
+            check_type(path, port.get_element_type().get_type_name(), "f32")
         self._request = model.create_infer_request()
         self.inputs = {
             port.any_name: tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
             for port in model.inputs
         }
-        """Name -> shape; None stands for any size."""
         self.outputs: tuple[str, ...] = tuple(port.any_name for port in model.outputs)
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K).
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
+        """Return the output for the inputs, or a tuple where there are several.
 
         Raises:
-            InputError: images of a shape that the model does not take, or a model with more inputs or outputs.
+            InputError: inputs of a number or a shape that the model does not take.
         """
-        check_interface(self._path, len(self.inputs), len(self.outputs))
-        ((name, shape),) = self.inputs.items()
-        check_images(self._path, shape, images.shape)
-        return self.run({name: images})[self.outputs[0]]
+        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
+        results = self.run(dict(zip(self.inputs, inputs, strict=True)))
+        return as_outputs([results[name] for name in self.outputs])
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs by name for the inputs by name.
@@ -84,7 +97,11 @@ class OpenVinoRuntime:
         check_names(self._path, tuple(self.inputs), inputs)
         # Shared input: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
         # buffers the next call overwrites.
-        results = self._request.infer([inputs[name] for name in self.inputs], share_inputs=True, share_outputs=False)
+        given = [inputs[name] for name in self.inputs]
+        try:
+            results = self._request.infer(given, share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise cannot_run(self._path, "OpenVINO", error) from error
         return {name: np.asarray(results[index]) for index, name in enumerate(self.outputs)}
 
     def executed(self) -> tuple[Executed, ...]:

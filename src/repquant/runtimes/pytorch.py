@@ -1,16 +1,18 @@
 """PyTorch: the float model, or the simulation of the quantized one."""
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
+from torch.utils import _pytree as pytree
+
+from repquant.runtimes.interface import Array
+from repquant.runtimes.model_file import as_outputs
 
 
 class PyTorchRuntime:
     """A module as a runtime, on the device where its weights are.
 
     Args:
-        module: maps (N, 3, H, W) to logits (N, K); in eval mode.
+        module: takes its inputs one by one; in eval mode.
         name: the runtime's name.
 
     Raises:
@@ -26,8 +28,9 @@ class PyTorchRuntime:
         weight = next(module.parameters(), None)
         self._device = torch.device("cpu") if weight is None else weight.device
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalized images (N, 3, H, W) to logits (N, K)."""
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
+        """Return the output for the inputs, or a tuple where there are several, in the order of their tree."""
         with torch.inference_mode():
-            logits: torch.Tensor = self._module(torch.from_numpy(images).to(self._device))
-            return np.asarray(logits.float().cpu().numpy())
+            result = self._module(*(torch.from_numpy(x).to(self._device) for x in inputs))
+        leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        return as_outputs([leaf.float().cpu().numpy() for leaf in leaves])

@@ -3,12 +3,14 @@
 from torch import Tensor, fx, nn
 
 from repquant.graph.copies import copy_graph
+from repquant.graph.names import free_name
 from repquant.graph.operators import Kind, find_operator
 from repquant.graph.plan import Plan
 from repquant.simulation.integers import weight_grid
 from repquant.simulation.layers import FakeQuantize, QuantizedLayer, QuantizedMatmul, quantize_layer, weight_scheme
 
 _ROUNDING = "rounding"
+_PRODUCT = "product"
 
 
 def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
@@ -26,13 +28,13 @@ def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
     """
     layers = {name: _integer_layer(graph.get_submodule(name), name, plan) for name in plan.layout.layers}
     simulated = copy_graph(graph, {id(graph.get_submodule(name)): layer for name, layer in layers.items()})
-    prefix = _free_name(simulated)
+    prefix, products = free_name(simulated, _ROUNDING), free_name(simulated, _PRODUCT)
     nodes = {node.name: node for node in simulated.graph.nodes}
     rounded: dict[str, fx.Node] = {}
     for reader, read in plan.layout.roundings.items():
         node = nodes[reader]
         if _is_matmul(node):
-            _replace_matmul(simulated, node, f"{prefix}.{reader}", plan)
+            _replace_matmul(simulated, node, f"{products}.{reader}", plan)
             continue
         for operand in read:
             if operand not in rounded:
@@ -46,6 +48,13 @@ def simulate(graph: fx.GraphModule, plan: Plan) -> fx.GraphModule:
 def quantized_layers(simulated: nn.Module) -> dict[str, QuantizedLayer]:
     """Return the layers of a simulated network that compute in integers, by name, in the order of registration."""
     return {name: layer for name, layer in simulated.named_modules() if isinstance(layer, QuantizedLayer)}
+
+
+def read_by_layers(simulated: fx.GraphModule) -> dict[str, tuple[fx.Node, ...]]:
+    """Return the nodes that layers of a simulated network read, by the name of the layer, in the order of computing."""
+    layers = quantized_layers(simulated)
+    calls = (node for node in simulated.graph.nodes if node.op == "call_module" and node.target in layers)
+    return {str(node.target): tuple(node.all_input_nodes) for node in calls}
 
 
 def _integer_layer(layer: nn.Module, name: str, plan: Plan) -> QuantizedLayer:
@@ -67,11 +76,7 @@ def _replace_matmul(graph: fx.GraphModule, node: fx.Node, name: str, plan: Plan)
     assert isinstance(left, fx.Node)
     assert isinstance(right, fx.Node)
     graph.add_submodule(name, QuantizedMatmul(plan.grid_of(left.name), plan.grid_of(right.name)))
-    with graph.graph.inserting_before(node):
-        product = graph.graph.call_module(name, (left, right))
-    product.meta = dict(node.meta)
-    node.replace_all_uses_with(product)
-    graph.graph.erase_node(node)
+    node.op, node.target, node.args, node.kwargs = "call_module", name, (left, right), {}
 
 
 def _round(graph: fx.GraphModule, node: fx.Node, name: str, plan: Plan) -> fx.Node:
@@ -80,11 +85,3 @@ def _round(graph: fx.GraphModule, node: fx.Node, name: str, plan: Plan) -> fx.No
         rounded = graph.graph.call_module(name, (node,))
     rounded.meta = dict(node.meta)
     return rounded
-
-
-def _free_name(graph: nn.Module) -> str:
-    """Return a name for a submodule that the user's network has not taken."""
-    name = _ROUNDING
-    while hasattr(graph, name):
-        name += "_"
-    return name

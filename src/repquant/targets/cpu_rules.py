@@ -12,8 +12,9 @@ _LARGEST_SAFE = 64  # 2 x 255 x 64 fits signed 16 bits
 
 def not_loaded(rule: Rule, error: Exception) -> Finding:
     """Return that an engine refuses a file, with the reason that it gave."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]  # after where in its source it gave up
-    return Finding(rule=rule, node="", detail=f"it is not loaded: {reason}")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    told = [line.strip() for line in lines if "src/" not in line]  # without where in its source it gave up
+    return Finding(rule=rule, node="", detail=f"it is not loaded: {' '.join(told or lines[-1:])}")
 
 
 def saturating(rule: Rule, model: onnx.ModelProto, *, has_exact_products: bool) -> list[Finding]:

@@ -151,7 +151,7 @@ _ACTIVATIONS = ("Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwis
 _MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "Split", "Pad")
 _POOLS = ("AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool")
 _FUSED = ("BatchNormalization", "Add", *_ACTIVATIONS)
-_FUSED_OR_MOVED = (QUANTIZE, "Concat", *_FUSED, *_MOVING, *_POOLS)
+_FUSED_OR_MOVED = (QUANTIZE, "Cast", "Concat", *_FUSED, *_MOVING, *_POOLS)
 
 
 def find(graph: OnnxGraph) -> list[Finding]:
@@ -199,7 +199,7 @@ def _grids(graph: OnnxGraph) -> Iterator[Finding]:
             continue
         scales = graph.array(node.input[1])
         assert scales is not None
-        zeros = None if zero_point is None else graph.array(zero_point.name)
+        zeros = None if zero_point is None else graph.array(node.input[2])
         if not (np.isfinite(scales).all() and (scales > 0).all()):
             yield _finding(SCALE_VALUE, node, "its scales are not all positive and finite")
         if zeros is not None and zeros.astype(np.float32).any():

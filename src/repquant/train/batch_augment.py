@@ -8,7 +8,6 @@ gray, kornia with black; kornia has no Cutout among the operations; and kornia's
 inverts what is above one half, where the other one adds below one half and inverts nothing.
 """
 
-import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,11 +17,10 @@ from torch.nn import functional as F
 
 from repquant.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from repquant.errors import InputError
+from repquant.train.randaugment import parse_randaugment
 
 if TYPE_CHECKING:
     from kornia.augmentation.auto import RandAugment
-
-_SPEC = re.compile(r"n(\d+)m(\d+)")
 
 
 class BatchAugmentation:
@@ -66,9 +64,9 @@ class BatchAugmentation:
         self._num_classes = num_classes
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
-        self._count, magnitude = _parse(randaugment) if randaugment else (0, 0)
+        self._count, magnitude = parse_randaugment(randaugment) if randaugment else (0, 0)
         if mixup or cutmix or randaugment:
-            _require_kornia()
+            require_kornia()
         self._operations = _operations(magnitude) if randaugment else []
 
     def __call__(
@@ -135,18 +133,6 @@ class BatchAugmentation:
         return F.one_hot(labels, self._num_classes).float()
 
 
-def _parse(spec: str) -> tuple[int, int]:
-    """Number of operations and magnitude."""
-    match = _SPEC.fullmatch(spec)
-    count, magnitude = (int(number) for number in match.groups()) if match else (0, 0)
-    if count < 1 or not 0 < magnitude < 30:
-        raise InputError(
-            f"RandAugment {spec!r} is not understood; give n<operations>m<magnitude>, at least 1 operation and a "
-            "magnitude of 1 to 29, for example n2m9"
-        )
-    return count, magnitude
-
-
 def _operations(magnitude: int) -> list["RandAugment"]:
     """One RandAugment for each operation: kornia's own draws operations once for the whole batch."""
     from kornia.augmentation.auto import RandAugment
@@ -155,7 +141,12 @@ def _operations(magnitude: int) -> list["RandAugment"]:
     return [RandAugment(n=1, m=magnitude, policy=[operation]) for operation in default_policy]
 
 
-def _require_kornia() -> None:
+def require_kornia() -> None:
+    """Accept that batches are augmented.
+
+    Raises:
+        InputError: kornia is not installed.
+    """
     try:
         import kornia.augmentation  # noqa: F401
     except ImportError as error:

@@ -4,9 +4,9 @@ import errno
 import io
 import os
 import shutil
-import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,12 +16,19 @@ from torch import Tensor
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError
+from repquant.locks import is_lock
+from repquant.models.torch_file import load_torch_file
+from repquant.regular_files import read_regular
+from repquant.train.meters import SUMS
 from repquant.train.recipe import Recipe
+from repquant.train.reports import EpochReport
 
 BEST = "best.pth"
 """The checkpoint of the epoch with the highest top-1 on the validation images, the first of equals."""
 
+_REPORTED = [field.name for field in fields(EpochReport)]
 _RECIPE = "recipe.yaml"
+_MOST_RECIPE_BYTES = 2**16
 _CHECKPOINTS = "checkpoint-*.pth"
 _WRITTEN = (_RECIPE, _CHECKPOINTS, BEST, "model.safetensors", "result.json", "*.onnx")
 """Names of all files that are written into the folder of a run; each first under a hidden name."""
@@ -89,13 +96,17 @@ class Checkpoint:
             InputError: the file can't be read, is damaged, or is no checkpoint of a training.
         """
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums
-                damaged = archive.testzip()
-            if damaged is None:
-                return cls(**torch.load(path, map_location="cpu", weights_only=True))
+            content = load_torch_file(path)
         except Exception as error:  # a damaged file can make the parsers raise anything
             raise InputError(f"{path} is damaged or no checkpoint of a training ({_first_line(error)})") from error
-        raise InputError(f"{path} is damaged (the checksum of {damaged} is wrong)")
+        wrong = _what_is_wrong(content)
+        if wrong:
+            raise InputError(f"{path} is damaged or no checkpoint of a training ({wrong})")
+        return cls(**content)
+
+
+class UnfitCheckpointError(InputError):
+    """A checkpoint can be read, and is not of the training that was to go on from it."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,16 @@ class Newest:
     checkpoint: Checkpoint | None
     path: Path | None
     damaged: tuple[str, ...]
+
+    def before(self, reason: str) -> "Newest":
+        """Return the next good one, as this one does not fit for a reason that is added to `damaged`.
+
+        Raises:
+            InputError: there is none.
+        """
+        assert self.path is not None
+        paths = _checkpoints(self.path.parent)
+        return _first_good(paths[paths.index(self.path) + 1 :], (*self.damaged, reason), self.path.parent)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -132,19 +153,21 @@ def is_disk_full(error: BaseException | None) -> bool:
 def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """Make the folder of a new run, or check that the run in it was started with the same recipe.
 
-    With `resume`, a folder that is not there yet or is empty is made too: the run may have been killed that early.
+    A folder is new that is not there, is empty, or holds no more than the recipe of a run that ended before its first
+    checkpoint: it was killed, or found something wrong. With `resume`, too.
 
     Raises:
-        InputError: the folder is not empty and `resume` is false, holds something else than a run, has another recipe,
+        InputError: the folder is not new and `resume` is false, holds something else than a run, has another recipe,
             or can't be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file; give a folder")
-    if resume:
-        for pattern in _WRITTEN:
-            for leftover in folder.glob(f".{pattern}.*"):  # from a process that was killed while it wrote
-                leftover.unlink()
-    if folder.exists() and any(folder.iterdir()):
+    held = [] if not folder.exists() else [path for path in folder.iterdir() if not is_lock(path)]
+    for path in held:
+        if _is_leftover(path):
+            path.unlink()
+    held = [path for path in held if not _is_leftover(path)]
+    if [path.name for path in held] not in ([], [_RECIPE]):
         if not resume:
             raise InputError(
                 f"output folder {folder} is not empty; pass --resume to go on with the run in it, or choose another one"
@@ -159,21 +182,34 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
         temporary.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False), encoding="utf-8")
 
 
+def _is_leftover(path: Path) -> bool:
+    """Whether a process was killed while it wrote this file of a run."""
+    return any(path.match(f".{pattern}.*") for pattern in _WRITTEN)
+
+
 def newest_checkpoint(folder: Path) -> Newest:
     """Load the newest checkpoint of a run that is not damaged; where all of the last ones are, that of the best epoch.
 
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
     """
-    damaged: list[str] = []
-    for path in (*sorted(folder.glob(_CHECKPOINTS), reverse=True), *folder.glob(BEST)):
+    return _first_good(_checkpoints(folder), (), folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """In the order in which a run goes on from them."""
+    return [*sorted(folder.glob(_CHECKPOINTS), reverse=True), *folder.glob(BEST)]
+
+
+def _first_good(paths: Sequence[Path], damaged: tuple[str, ...], folder: Path) -> Newest:
+    for path in paths:
         try:
-            return Newest(Checkpoint.load(path), path, tuple(damaged))
+            return Newest(Checkpoint.load(path), path, damaged)
         except InputError as error:
-            damaged.append(str(error))
+            damaged = (*damaged, str(error))
     if damaged:
         raise InputError(
-            f"no checkpoint in {folder} can be read: {'; '.join(damaged)}. Remove them to start from the beginning"
+            f"no checkpoint in {folder} can be used: {'; '.join(damaged)}. Remove them to start from the beginning"
         )
     return Newest(None, None, ())
 
@@ -181,10 +217,10 @@ def newest_checkpoint(folder: Path) -> Newest:
 def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
     path = folder / _RECIPE
     try:
-        started_with = yaml.safe_load(path.read_text(encoding="utf-8"))
+        started_with = yaml.safe_load(read_regular(path, _MOST_RECIPE_BYTES))
     except FileNotFoundError:
         raise InputError(f"output folder {folder} holds no run to resume: there is no {_RECIPE}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"can't read {path}: {_first_line(error)}") from error
     if not isinstance(started_with, dict):
         raise InputError(f"{path} is not the recipe of a run")
@@ -205,6 +241,51 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe as YAML gives it back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
+
+
+def _what_is_wrong(content: Any) -> str:
+    """Say in which way what was loaded is no checkpoint; nothing where it is one."""
+    names = {field.name for field in fields(Checkpoint)}
+    if not isinstance(content, dict) or content.keys() != names:
+        return f"it has other entries than {', '.join(sorted(names))}"
+    history = content["history"]
+    checks = {
+        "step": _is_count(content["step"]),
+        "steps_per_epoch": _is_count(content["steps_per_epoch"], least=1),
+        "world_size": _is_count(content["world_size"], least=1),
+        "model": _are_tensors(content["model"]),
+        "average": content["average"] is None or _are_tensors(content["average"]),
+        "optimizer": isinstance(content["optimizer"], dict),
+        "scaler": isinstance(content["scaler"], dict),
+        "sums": _are_numbers(content["sums"], SUMS),
+        "history": isinstance(history, list) and all(_are_numbers(each, _REPORTED) for each in history),
+    }
+    if wrong := [name for name, is_right in checks.items() if not is_right]:
+        return f"its {' and '.join(wrong)} can't be those of a training"
+    done = content["step"] - len(history) * content["steps_per_epoch"]
+    if not 0 <= done <= content["steps_per_epoch"]:
+        return (
+            f"after {len(history)} epochs of {content['steps_per_epoch']} steps it can't be at step {content['step']}"
+        )
+    if done and min(content["sums"]["images"], content["sums"]["seconds"]) <= 0:
+        return "it has steps of an epoch, and no images of them"
+    return ""
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 2**63
+
+
+def _are_tensors(state: Any) -> bool:
+    return isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())
+
+
+def _are_numbers(values: Any, names: Collection[str]) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == set(names)
+        and all(type(value) in (int, float) and isfinite(value) for value in values.values())
+    )
 
 
 def _first_line(error: Exception) -> str:

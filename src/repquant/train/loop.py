@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from repquant.data.loading import Batch, Loader
 from repquant.errors import InputError
-from repquant.train.checkpoint import BEST, Checkpoint, is_disk_full, mark_best
+from repquant.train.checkpoint import BEST, Checkpoint, UnfitCheckpointError, is_disk_full, mark_best
 from repquant.train.distributed import ONE, Ranks
 from repquant.train.meters import LossWatch, Meter
 from repquant.train.optim import learning_rate
@@ -173,13 +173,20 @@ class Trainer:
 
         Raises:
             InputError: the number of training images is another one.
+            UnfitCheckpointError: it is of another network or optimizer. Some of it may have been taken over: restore
+                another one.
         """
         if checkpoint.steps_per_epoch != self._training.steps:
             raise InputError(
                 f"the run has {checkpoint.steps_per_epoch} steps an epoch, these training images give "
                 f"{self._training.steps}; resume it with the images that it was started with"
             )
-        self._stepper.restore(checkpoint.model, checkpoint.average, checkpoint.optimizer, checkpoint.scaler)
+        try:
+            if checkpoint.step > self._total_steps:
+                raise ValueError(f"it is at step {checkpoint.step}, and the training has {self._total_steps}")
+            self._stepper.restore(checkpoint.model, checkpoint.average, checkpoint.optimizer, checkpoint.scaler)
+        except ValueError as error:
+            raise UnfitCheckpointError(f"{path or 'the checkpoint'} is not of this training ({error})") from error
         self.history = [EpochReport(**report) for report in checkpoint.history]
         self.step = checkpoint.step
         self._meter = Meter(self._device)

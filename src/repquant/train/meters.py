@@ -11,6 +11,9 @@ from torch import Tensor
 
 from repquant.train.distributed import Ranks
 
+SUMS = ("loss", "hits", "images", "seconds", "waiting")
+"""What `Meter.totals` gives and `Meter.restore` takes."""
+
 
 @dataclass
 class Meter:
@@ -48,13 +51,7 @@ class Meter:
         """Loss, hits and images summed over all ranks, and the two times of this one. Collective."""
         images = self._sums.new_tensor([self.images])
         loss, hits, all_images = ranks.sum(torch.cat([self._sums, images])).tolist()
-        return {
-            "loss": loss,
-            "hits": hits,
-            "images": all_images,
-            "seconds": self.seconds,
-            "waiting": self.waiting,
-        }
+        return dict(zip(SUMS, (loss, hits, all_images, self.seconds, self.waiting), strict=True))
 
     def restore(self, totals: dict[str, float], ranks: Ranks) -> None:
         """Go on from the totals of all ranks: the main process takes over what they had."""

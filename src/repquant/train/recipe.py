@@ -4,19 +4,40 @@ Nothing heavy is imported here: the command line takes its options from this dat
 """
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from repquant.errors import InputError
+from repquant.option_ranges import (
+    BATCH,
+    CLASSES,
+    COUNT,
+    CROP_RATIO,
+    DEVIATIONS,
+    EPOCHS,
+    IMAGE_SIDE,
+    MEANS,
+    RATE,
+    SEED,
+    Numbers,
+    check_ranges,
+)
+from repquant.train.randaugment import parse_randaugment
 from repquant.train.schedule import parse_sizes, size_at
 
 AUGMENTATIONS = ("random-resized-crop", "padded-crop", "center-crop")
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("sgd", "adamw")
 
+TRAINING_BATCH = Numbers(2, 65536)  # batch statistics need two images
+WARMUP = Numbers(0, 10**6)
+WEIGHT = Numbers(0, 1000)
+DECAY = Numbers(0, 1, below=True)
+BETA = Numbers(0.001, 1000, or_zero=True)
 
-def setting(help: str, default: Any = MISSING) -> Any:
-    """Return a dataclass field with a help text for the command line; without a default it is required."""
-    return field(default=default, metadata={"help": help})
+
+def setting(help: str, default: Any = MISSING, allowed: Numbers | None = None) -> Any:
+    """Return a dataclass field with a help text for the command line, and a range; without a default it is required."""
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,73 +52,67 @@ class Recipe:
         InputError: a setting is out of its range.
     """
 
-    _has_own_rate: ClassVar[bool] = False
-    """Whether a learning rate of 0 stands for one that is chosen later."""
-
     arch: str = setting("architecture, for example RepVGG-A0")
-    num_classes: int = setting("number of classes", 1000)
-    image_size: int = setting("side of the square images that the network sees, in pixels", 224)
-    crop_ratio: float = setting("image size / resized shorter side, for validation", 0.875)
-    mean: tuple[float, float, float] = setting("channel means for normalization", (0.485, 0.456, 0.406))
-    std: tuple[float, float, float] = setting("channel standard deviations for normalization", (0.229, 0.224, 0.225))
+    num_classes: int = setting("number of classes", 1000, CLASSES)
+    image_size: int = setting("side of the square images that the network sees, in pixels", 224, IMAGE_SIDE)
+    crop_ratio: float = setting("image size / resized shorter side, for validation", 0.875, CROP_RATIO)
+    mean: tuple[float, float, float] = setting("channel means for normalization", (0.485, 0.456, 0.406), MEANS)
+    std: tuple[float, float, float] = setting(
+        "channel standard deviations for normalization", (0.229, 0.224, 0.225), DEVIATIONS
+    )
     augmentation: str = setting(f"of training images, beside flips: {', '.join(AUGMENTATIONS)}", AUGMENTATIONS[0])
-    crop_area: float = setting("smallest share of an image's area that random-resized-crop takes", 0.08)
+    crop_area: float = setting(
+        "smallest share of an image's area that random-resized-crop takes", 0.08, Numbers(0, 1, above=True)
+    )
     size_schedule: str = setting('side of training images from an epoch on, for example "0:96,10:128"; "": fixed', "")
     randaugment: str = setting('RandAugment on the batch, for example n2m9; "": none', "")
-    mixup: float = setting("alpha of mixup; 0 turns it off", 0.0)
-    cutmix: float = setting("alpha of CutMix; 0 turns it off", 0.0)
-    held_back_images: int = setting("validate on so many images taken out of training, in place of val/", 0)
-    training_images: int = setting("train on so many images, those of all classes alike; 0: on all", 0)
-    batch_size: int = setting("images a step, over all processes and accumulation steps together", 256)
-    accumulation_steps: int = setting("parts of a process's batch that pass one after the other", 1)
+    mixup: float = setting("alpha of mixup; 0 turns it off", 0.0, BETA)
+    cutmix: float = setting("alpha of CutMix; 0 turns it off", 0.0, BETA)
+    held_back_images: int = setting("validate on so many images taken out of training, in place of val/", 0, COUNT)
+    training_images: int = setting("train on so many images, those of all classes alike; 0: on all", 0, COUNT)
+    batch_size: int = setting("images a step, over all processes and accumulation steps together", 256, TRAINING_BATCH)
+    accumulation_steps: int = setting("parts of a process's batch that pass one after the other", 1, BATCH)
     sync_bn: bool = setting("batch statistics over the parts of all processes", True)
-    epochs: int = setting("passes over the training images", 120)
+    epochs: int = setting("passes over the training images", 120, EPOCHS)
     optimizer: str = setting(f"{' or '.join(OPTIMIZERS)}", OPTIMIZERS[0])
-    learning_rate: float = setting("peak learning rate; it falls to 0 along a cosine", 0.1)
-    reference_batch: int = setting("images a step that the learning rate is for: it is scaled linearly; 0: as is", 0)
-    warmup_epochs: float = setting("epochs in which the learning rate rises linearly to its peak", 0.0)
-    momentum: float = setting("momentum of SGD; the first beta of AdamW", 0.9)
-    weight_decay: float = setting("weight decay of kernels; biases and batch normalization have none", 1e-4)
+    learning_rate: float = setting("peak learning rate; it falls to 0 along a cosine", 0.1, RATE)
+    reference_batch: int = setting(
+        "images a step that the learning rate is for: it is scaled linearly; 0: as is", 0, Numbers(0, 65536)
+    )
+    warmup_epochs: float = setting("epochs in which the learning rate rises linearly to its peak", 0.0, WARMUP)
+    momentum: float = setting("momentum of SGD; the first beta of AdamW", 0.9, DECAY)
+    weight_decay: float = setting("weight decay of kernels; biases and batch normalization have none", 1e-4, WEIGHT)
     custom_l2: bool = setting("decay the equivalent kernel of each block in place of its branches' kernels", False)
-    clip_norm: float = setting("largest norm of the gradient over all parameters; 0: no limit", 0.0)
-    ema_decay: float = setting("decay of the average of weights that is validated and saved; 0: no average", 0.0)
-    label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.1)
-    auxiliary_weight: float = setting("weight of the losses of auxiliary heads, where the network has some", 0.1)
+    clip_norm: float = setting("largest norm of the gradient over all parameters; 0: no limit", 0.0, Numbers(0, 10**9))
+    ema_decay: float = setting("decay of the average of weights that is validated and saved; 0: no average", 0.0, DECAY)
+    label_smoothing: float = setting("share of the target that is spread evenly over all classes", 0.1, DECAY)
+    auxiliary_weight: float = setting(
+        "weight of the losses of auxiliary heads, where the network has some", 0.1, WEIGHT
+    )
     init_weights: str = setting("checkpoint of the same architecture to start from; a head that differs is new", "")
     freeze_stages: int = setting(
         "parts that stay as they are: 1 is the stem, 2 the stem and the first stage, ..., 5 all but the head; of "
         "RepVGGplus, whose third stage has two halves, 6",
         0,
+        Numbers(0, 100),
     )
     precision: str = setting("of the forward pass: float32, or under autocast bfloat16 or (cuda) float16", "float32")
-    seed: int = setting("seed of the initial weights, the order of the images and their augmentation", 0)
+    seed: int = setting("seed of the initial weights, the order of the images and their augmentation", 0, SEED)
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained with."""
+        check_ranges(self)
         self._require(self.augmentation in AUGMENTATIONS, "augmentation", f"one of {', '.join(AUGMENTATIONS)}")
-        self._require(0 < self.crop_area <= 1, "crop_area", "more than 0 and at most 1")
         if self.crop_area != type(self).crop_area and self.augmentation != "random-resized-crop":
             raise InputError(f"--crop-area is for --augmentation random-resized-crop, and it is {self.augmentation}")
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
-        self._require(self.batch_size >= 2, "batch_size", "at least 2, for batch statistics")
-        self._require(self.epochs >= 1, "epochs", "at least 1")
-        self._require(self.accumulation_steps >= 1, "accumulation_steps", "at least 1")
         self._require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}")
-        self._require(0 <= self.ema_decay < 1, "ema_decay", "from 0 to less than 1")
-        for name in ("mixup", "cutmix", "clip_norm", "auxiliary_weight"):
-            self._require(0 <= getattr(self, name) < float("inf"), name, "0 or a positive number")
-        for name in ("reference_batch", "held_back_images", "training_images", "freeze_stages"):
-            self._require(getattr(self, name) >= 0, name, "0 or a positive number")
+        if self.randaugment:
+            parse_randaugment(self.randaugment)
         if self.size_schedule:
             begins = [epoch for epoch, _ in parse_sizes(self.size_schedule)]
             self._require(begins[-1] < self.epochs, "size_schedule", f"epochs from 0 to {self.epochs - 1}")
-        if not (self._has_own_rate and self.learning_rate == 0):
-            self._require(0 < self.learning_rate < float("inf"), "learning_rate", "a positive number")
         self._require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", f"from 0 to less than {self.epochs}")
-        self._require(0 <= self.momentum < 1, "momentum", "from 0 to less than 1")
-        self._require(0 <= self.weight_decay < float("inf"), "weight_decay", "0 or a positive number")
-        self._require(0 <= self.label_smoothing < 1, "label_smoothing", "from 0 to less than 1")
-        self._require(self.seed >= 0, "seed", "0 or a positive integer")
 
     @property
     def peak_learning_rate(self) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repquant.data.loading import Batch
@@ -111,13 +112,24 @@ class Stepper:
         optimizer: dict[str, Any],
         scaler: dict[str, Any],
     ) -> None:
-        """Take over the state of another one with the same recipe."""
-        self._task.model.load_state_dict(model)
-        if self._average is not None:
-            assert average is not None
-            self._average.load_state_dict(average)
-        self.optimizer.load_state_dict(optimizer)
-        self._scaler.load_state_dict(scaler)
+        """Take over the state of another one with the same recipe; hyperparameters stay those of the recipe, but
+        for the rates of groups, which may follow from where a training began.
+
+        Raises:
+            ValueError: the state is of another network or optimizer. Some of it may have been taken over.
+        """
+        try:
+            self._task.model.load_state_dict(model)
+            if self._average is not None:
+                if average is None:
+                    raise ValueError("the average of the weights is missing")
+                self._average.load_state_dict(average)
+            _require_fit(optimizer["state"], self.optimizer)
+            groups = _with_rates(self.optimizer.state_dict()["param_groups"], optimizer["param_groups"])
+            self.optimizer.load_state_dict({"state": optimizer["state"], "param_groups": groups})
+            self._scaler.load_state_dict(scaler)
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # what torch raises on a state of another
+            raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
 
     def _accumulate(self, batch: Batch, meter: Meter, *, is_last: bool) -> Tensor:
         """Add the gradients of a part of the batch, and with the last part those of all ranks; return its mean loss."""
@@ -138,3 +150,22 @@ class Stepper:
     def _alone(self) -> AbstractContextManager[None]:
         """Let this rank's gradients pile up without those of the others."""
         return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
+
+
+def _require_fit(moments: Any, optimizer: Optimizer) -> None:
+    """Refuse moments that are not of the optimizer's parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(moments, dict) or not moments.keys() <= set(range(len(parameters))):
+        raise ValueError("the moments of the optimizer are not of these parameters")
+    for number, moment in moments.items():
+        shapes = (parameters[number].shape, torch.Size(()))
+        if not all(value is None or (isinstance(value, Tensor) and value.shape in shapes) for value in moment.values()):
+            raise ValueError(f"moments of the optimizer do not have the shape of parameter {number}")
+
+
+def _with_rates(own: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the optimizer's own groups, with the factors on the learning rate that a checkpoint has for them."""
+    rates = [group.get("lr_scale", 1.0) for group in theirs]
+    if len(rates) != len(own) or not all(isinstance(rate, float) and 0 <= rate < float("inf") for rate in rates):
+        raise ValueError("the parameter groups of the optimizer are others")
+    return [group | ({"lr_scale": rate} if "lr_scale" in group else {}) for group, rate in zip(own, rates, strict=True)]

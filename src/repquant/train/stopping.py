@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from repquant.signals import end_with
+
 
 class StoppedError(BaseException):
     """The training was asked to stop, and can be resumed. The command line exits with 75 (EX_TEMPFAIL).
@@ -29,7 +31,7 @@ def stoppable() -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise StoppedError("stopped as asked; the same command with --resume goes on")
+        end_with(StoppedError("stopped as asked; the same command with --resume goes on"))
 
     with _handling(stop):
         yield

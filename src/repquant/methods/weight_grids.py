@@ -1,0 +1,65 @@
+"""Grids of weights whose ranges a search chooses, for layers of which some weights may not be clipped.
+
+A range with the least squared error clips the largest weights. Where an identity branch lands these are the very ones
+that the network depends on, so no range ends below them. Elsewhere clipping pays for the weights and not always for the
+network: what is clipped all errs in one direction, and layers behind each other add it up. On RepVGG-A0 with 4 bits,
+the identity as a residual and error feedback, the KL to float (x 1000, 192 training images) is 5.3 with "max", 16.8
+with "mse", and with 3 bits 88 and 229. So "max" is the default.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, fx, nn
+
+from repquant.graph.plan import Plan
+from repquant.methods.identity import identity_weights
+from repquant.methods.sampling import parameters_of
+from repquant.numerics.affine import Grid, Scheme, grid_for_range
+from repquant.numerics.weight_ranges import least_squares_amax
+from repquant.simulation.integers import smallest_scale
+from repquant.simulation.layers import weight_scheme
+
+WeightRanges = Literal["max", "mse"]
+WEIGHT_RANGES: tuple[WeightRanges, ...] = get_args(WeightRanges)
+
+
+def find_weight_grids(graph: fx.GraphModule, weight_ranges: WeightRanges, plan: Plan) -> dict[str, Grid]:
+    """Return the grids of the weights by layer; none for "max", which a plan without weight grids means.
+
+    Args:
+        graph: from `capture`.
+        weight_ranges: "max" (the largest magnitude) or "mse", see `least_squares_grid`.
+        plan: for this network.
+    """
+    if weight_ranges == "max":
+        return {}
+    return {
+        name: least_squares_grid(graph.get_submodule(name), plan.input_scale(name), plan.target.weight)
+        for name in plan.layout.layers
+    }
+
+
+def least_squares_grid(layer: nn.Module, input_scale: Tensor, scheme: Scheme) -> Grid:
+    """Return the grid with the least squared error of a layer's weights among those that it can do with.
+
+    It clips no weight that an identity branch may be part of, and its step is large enough for the bias to fit 32 bits.
+
+    Args:
+        layer: in float, one of `graph.operators.LAYERS`.
+        input_scale: scalar scale of the layer's input.
+        scheme: signed symmetric scheme of the target's weights.
+    """
+    weight, bias = (None if value is None else value.detach() for value in parameters_of(layer))
+    assert weight is not None
+    scheme = weight_scheme(layer, scheme)
+    channels = weight.shape[scheme.channel_axis or 0]
+    identity = identity_weights(layer)
+    needed = weight.new_zeros(channels) if identity is None else identity.abs()
+    if scheme.channel_axis is None:
+        needed = needed.max()
+    if bias is not None:
+        largest = bias.abs().reshape(-1, channels).amax(0)  # groups of a transposed convolution share their scales
+        needed = torch.maximum(needed, smallest_scale(largest, input_scale, scheme) * scheme.qmax)
+    amax = least_squares_amax(weight, needed, scheme)
+    return grid_for_range(-amax, amax, scheme)

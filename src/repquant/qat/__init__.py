@@ -1,0 +1,1 @@
+"""Quantization-aware training of any captured network: learned steps, distillation, the training task."""

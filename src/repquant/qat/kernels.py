@@ -1,0 +1,48 @@
+"""Where the kernels of a network in quantization-aware training come from."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class KernelSource(nn.Module):
+    """Parameters, and the differentiable way from them to the kernel and bias of a layer.
+
+    What is rounded is the kernel that it gives, so that training sees what will be deployed, whatever the parameters
+    are.
+    """
+
+    @abstractmethod
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        """Return kernel and bias, in the shapes of the layer's."""
+
+    def apply_layer(
+        self, layer: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, kernel: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Return the layer's output; the place to look at what the layer reads, or to treat what it gives.
+
+        Args:
+            layer: kernel and bias to output, for the input `x`.
+            x: what the layer reads, rounded.
+            kernel: rounded.
+            bias: rounded.
+        """
+        del x
+        return layer(kernel, bias)
+
+
+class PlainKernel(KernelSource):
+    """The kernel and bias of a deploy layer are the parameters."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        self.weight = nn.Parameter(weight.detach().clone())
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    def forward(self) -> tuple[Tensor, Tensor | None]:
+        """Return (kernel, bias)."""
+        return self.weight, self.bias

@@ -1,0 +1,222 @@
+"""From a float network and calibration batches to its INT8 form for a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import fx, nn
+
+from repquant.check import require_taken
+from repquant.errors import InputError
+from repquant.export.onnx import export_graph
+from repquant.graph.batches import example_of, first_images, rereadable
+from repquant.graph.capture import Captured
+from repquant.graph.layout import Layout, find_layout
+from repquant.graph.operators import layer_nodes
+from repquant.graph.plan import Plan, make_plan
+from repquant.graph.run import Batch
+from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.ptq import PtqMethod, prepare, round_graph
+from repquant.methods.rounded import Rounded
+from repquant.numerics.histogram import Histogram
+from repquant.reparameterize import reparameterize
+from repquant.simulation.network import quantized_layers, simulate
+from repquant.targets.target import Target, resolve_target
+
+Calibrator = Literal["max", "percentile", "mse", "entropy"]
+Progress = Callable[[str, int], None]
+"""Called with the name of a step and what was done of it since the last call: images, layers or learning steps."""
+
+
+def _silent(_step: str, _done: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How one layer or operator computes.
+
+    Attributes:
+        name: path of the layer in the user's module, or the name of an operator in the graph.
+        precision: "int8" (by the bits of the weights: "int4" and so on) or "float32".
+        reason: why it computes in float; "" for integers.
+    """
+
+    name: str
+    precision: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A network in integers: it can be called, looked at and saved.
+
+    Attributes:
+        float_graph: the float network with its weights on their grids; biases and channel scales may have changed.
+        plan: where it is rounded, and on which grids.
+    """
+
+    float_graph: fx.GraphModule
+    plan: Plan
+
+    @cached_property
+    def module(self) -> fx.GraphModule:
+        """The simulation: it takes and returns what the user's module does, and multiplies the file's integers."""
+        return simulate(self.float_graph, self.plan)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the simulation."""
+        return self.module(*args, **kwargs)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Every layer in the order of computation, then the operators that compute in float, with the reason."""
+        bits = {name: layer.integers.weight_grid.scheme.bits for name, layer in quantized_layers(self.module).items()}
+        floats = self.plan.layout.floats
+        layers = [
+            Layer(name, f"int{bits[name]}") if name in bits else Layer(name, "float32", floats[name])
+            for name in layer_nodes(self.float_graph)
+        ]
+        named = {layer.name for layer in layers}
+        return (*layers, *(Layer(name, "float32", reason) for name, reason in floats.items() if name not in named))
+
+    def save(self, path: str | PathLike[str], *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Path:
+        """Write the file that the target's runtime takes, whole or not at all, and return its path.
+
+        Args:
+            path: ends in `.onnx`.
+            inputs: names of the inputs; those of `forward` by default.
+            outputs: names of the outputs; the keys of a returned dict by default, else `output`.
+
+        Raises:
+            InputError: another suffix, activations that are not of 8 bits, or a folder that can't be written.
+        """
+        path = Path(path)
+        if path.suffix != ".onnx":
+            raise InputError(f"{path} was given; target {self.plan.target.name} takes files that end in .onnx")
+        if self.plan.target.activation.bits != 8:
+            bits = self.plan.target.activation.bits
+            raise InputError(f"activations of {bits} bits can only be simulated; a file needs 8")
+        export_graph(self.module, path, self.plan.target, inputs=inputs, outputs=outputs)
+        require_taken(path, self.plan.target.name)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A network that is ready to be rounded: prepared for its target, with the histograms that every calibrator reads.
+
+    Attributes:
+        graph: float, channels scaled, identity branches where the method wants them.
+        layout: where it will be rounded.
+        histograms: tensor name -> histogram.
+        target: the schemes.
+        method: what is done beside finding ranges.
+    """
+
+    graph: fx.GraphModule
+    layout: Layout
+    histograms: dict[str, Histogram]
+    target: Target
+    method: PtqMethod
+
+    def plan(self, calibrator: str, *, percentile: float = 99.99) -> Plan:
+        """Return the plan with the ranges that a calibrator finds."""
+        ranges = activation_ranges(calibrator, self.histograms, self.target, percentile=percentile)
+        return make_plan(self.layout, ranges, self.target)
+
+    def round(
+        self,
+        plan: Plan,
+        batches: Iterable[Batch],
+        on_progress: Callable[[int], None] = lambda _: None,
+        checkpoint: Path | None = None,
+    ) -> Rounded:
+        """Return the network rounded on the grids of a plan; see `methods.ptq.round_graph`."""
+        return round_graph(self.graph, plan, self.method, batches, on_progress=on_progress, checkpoint=checkpoint)
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    target: str | Target = "onnxruntime",
+    calibrator: Calibrator = "mse",
+    percentile: float = 99.99,
+    method: PtqMethod | None = None,
+    keep_float: Collection[str] = (),
+    rounding_images: int = 256,
+    example: Any = None,
+    on_progress: Progress = _silent,
+) -> Quantized:
+    """Return the INT8 form of a network for a target; labels are not needed.
+
+    Sums of linear branches become one convolution, channels are scaled by a model of the rounding noise, one pass over
+    the batches finds the ranges of the activations, and weights are rounded with error feedback.
+
+    Args:
+        model: any module that `torch.export` can follow, in float, or what `reparameterize` returned; it is not
+            changed.
+        batches: any iterable of tensors, tuples, dicts of keyword inputs or (input, label) pairs, such as a DataLoader;
+            it is read several times.
+        target: runtime that will serve the model, or its schemes from `resolve_target`.
+        calibrator: "max", "percentile", "mse" or "entropy".
+        percentile: percentage of magnitudes that the percentile calibrator keeps.
+        method: what is done beside finding ranges.
+        keep_float: names of layers, operators or enclosing modules that stay in float; "first" and "last".
+        rounding_images: images that the rounding of weights looks at, at most; 0 rounds to the nearest.
+        example: inputs of the model, as `capture` takes them; the first batch by default.
+        on_progress: see `Progress`.
+
+    Raises:
+        InputError: a network that can't be captured, no batches, or a name that is not known.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
+    >>> int8 = quantize(model, [torch.randn(8, 3, 16, 16)], target="onnxruntime")
+    >>> [layer.precision for layer in int8.layers]  # 7 bits without VNNI
+    ['int8', 'int8']
+    """
+    batches = rereadable(batches)
+    graph = captured(model, batches, example)
+    schemes, method = served_here(target), method or PtqMethod()
+    prepared = prepare(graph, method, schemes, batches, keep_float, lambda done: on_progress("scale channels", done))
+    calibrated = collect(prepared, batches, schemes, method, keep_float, lambda done: on_progress("calibrate", done))
+    plan = calibrated.plan(calibrator, percentile=percentile)
+    rounded = calibrated.round(plan, first_images(batches, rounding_images), lambda done: on_progress("round", done))
+    return Quantized(rounded.graph, rounded.plan)
+
+
+def collect(
+    prepared: fx.GraphModule,
+    batches: Iterable[Batch],
+    target: Target,
+    method: PtqMethod,
+    keep_float: Collection[str],
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Calibrated:
+    """Return a prepared network with the histograms of one pass over the batches."""
+    layout = find_layout(prepared, target, keep_float)
+    histograms = collect_histograms(prepared, layout, batches, on_batch)
+    return Calibrated(graph=prepared, layout=layout, histograms=histograms, target=target, method=method)
+
+
+def captured(model: nn.Module, batches: Iterable[Batch], example: Any = None) -> fx.GraphModule:
+    """Return a network as a graph with its linear branches merged; one that is a captured graph already as it is."""
+    if isinstance(model, fx.GraphModule) and isinstance(model.meta.get("repquant"), Captured):
+        return model
+    return reparameterize(model, example_of(model, batches) if example is None else example)
+
+
+def served_here(target: str | Target) -> Target:
+    """Return the schemes of a runtime on this CPU, where a name was given."""
+    if isinstance(target, Target):
+        return target
+    from repquant.runtimes.cpu import int8_support
+
+    return resolve_target(target, fast_int8_dot=int8_support().safe)

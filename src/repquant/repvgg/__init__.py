@@ -1,0 +1,1 @@
+"""What is known about RepVGG: branches, inserted normalizations, and training through the equivalent kernel."""

@@ -1,0 +1,52 @@
+"""What the quantization-aware training of a RepVGG depends on, beyond that of any network.
+
+Nothing heavy is imported here: the command line takes its options from this dataclass.
+"""
+
+from dataclasses import dataclass
+
+from repquant.errors import InputError
+from repquant.option_ranges import POSITIVE_COUNT
+from repquant.qat.recipe import QatRecipe
+from repquant.train.recipe import WARMUP, setting
+
+METHODS = ("equivalent-kernel", "plain", "inserted-bn")
+STATISTICS = ("frozen", "refreshed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepVGGQatRecipe(QatRecipe):
+    """All settings of a quantization-aware training of a RepVGG; `QatRecipe` says what the others mean.
+
+    Raises:
+        InputError: a setting is out of its range.
+    """
+
+    method: str = setting(
+        "what trains: the branches through their equivalent-kernel, the plain deploy kernels, or kernels with "
+        "inserted-bn",
+        METHODS[0],
+    )
+    teacher_arch: str = setting('architecture of the teacher; "": that of the model', "")
+    statistics: str = setting("equivalent-kernel: of the branches' normalizations, frozen or refreshed", "frozen")
+    refresh_steps: int = setting("steps between two refreshments", 10, POSITIVE_COUNT)
+    freeze_epochs: float = setting("inserted-bn: epochs after which the statistics stay as they are", 0.5, WARMUP)
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be trained with."""
+        super().__post_init__()
+        self._require(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
+        self._require(self.statistics in STATISTICS, "statistics", f"one of {', '.join(STATISTICS)}")
+        if self.teacher_arch and not self.teacher:
+            raise InputError(f"--teacher-arch {self.teacher_arch} was given without its checkpoint; pass --teacher too")
+        if self.statistics == "refreshed" and self.method != "equivalent-kernel":
+            raise InputError(f"--statistics refreshed is for --method equivalent-kernel, and it is {self.method}")
+        if self.refresh_steps != type(self).refresh_steps and self.statistics != "refreshed":
+            raise InputError(f"--refresh-steps is for --statistics refreshed, and they are {self.statistics}")
+        if self.freeze_epochs != type(self).freeze_epochs and self.method != "inserted-bn":
+            raise InputError(f"--freeze-epochs is for --method inserted-bn, and it is {self.method}")
+
+    @property
+    def has_moving_statistics(self) -> bool:
+        """Whether kernels follow statistics that move while the network trains."""
+        return self.method == "inserted-bn" or self.statistics == "refreshed"

@@ -1,0 +1,114 @@
+"""The INT8 form of a network that loses little enough, by whichever method that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from repquant.errors import InputError
+from repquant.graph.batches import first_images, rereadable
+from repquant.graph.run import Batch
+from repquant.methods.attempts import Attempts, SearchData
+from repquant.methods.identity import count_identities
+from repquant.methods.judges import LogitsJudge, Metric, MetricJudge, Score
+from repquant.methods.search import Candidate, Outcome, methods
+from repquant.methods.search import search as run_search
+from repquant.quantize import Progress, Quantized, captured, served_here
+from repquant.targets.target import Target
+
+_RANKING_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Found(Quantized):
+    """What a search found: a network in integers, and how it was found.
+
+    Attributes:
+        outcome: what was tried, in order, and why the search ended.
+        seconds: that each of it took.
+        notes: what was left out, and why.
+    """
+
+    outcome: Outcome
+    seconds: tuple[float, ...]
+    notes: tuple[str, ...]
+
+
+def search(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    target: str | Target = "onnxruntime",
+    max_drop: float = 0.1,
+    evaluate: Metric | None = None,
+    held_back: Iterable[Batch] | None = None,
+    minutes: float = 10.0,
+    keep_float: Collection[str] = (),
+    percentile: float = 99.99,
+    rounding_images: int = 256,
+    example: Any = None,
+    on_progress: Progress = lambda _step, _done: None,
+    on_attempt: Callable[[Candidate, Score, float], None] = lambda *_: None,
+) -> Found:
+    """Return the best INT8 form that was found, from the default method to dearer ones while the limit is not met.
+
+    Args:
+        model: as for `quantize`.
+        batches: as for `quantize`.
+        target: as for `quantize`.
+        max_drop: what may be lost: of the metric in its own units; without one, points of top-1 as float itself expects
+            them, from logits and without labels.
+        evaluate: a metric such as mAP or mIoU of a callable that takes and returns what the module does; higher is
+            better.
+        held_back: batches to judge logits on; needed without `evaluate`, since images that were calibrated on flatter.
+        minutes: to search in; the attempt under way is finished.
+        keep_float: as for `quantize`.
+        percentile: as for `quantize`.
+        rounding_images: as for `quantize`.
+        example: as for `quantize`.
+        on_progress: as for `quantize`.
+        on_attempt: called with a candidate, its score, and the seconds that it took.
+
+    Raises:
+        InputError: as `quantize`; neither a metric nor images to judge on, or a limit below 0.
+    """
+    if max_drop < 0 or minutes <= 0:
+        raise InputError(
+            f"max_drop {max_drop:g} and minutes {minutes:g} were given; allowed are 0 or more, and above 0"
+        )
+    batches = rereadable(batches)
+    graph = captured(model, batches, example)
+    judge: MetricJudge | LogitsJudge
+    if evaluate is not None:
+        judge = MetricJudge(graph, evaluate)
+    elif held_back is not None:
+        judge = LogitsJudge(graph, rereadable(held_back))
+    else:
+        raise InputError("nothing says how good a network is; give a metric as evaluate, or images as held_back")
+    attempts = Attempts(
+        graph,
+        served_here(target),
+        SearchData(
+            ranges=batches,
+            rounding=list(first_images(batches, rounding_images)),
+            ranking=list(first_images(batches, _RANKING_IMAGES)),
+        ),
+        judge,
+        keep_float=keep_float,
+        percentile=percentile,
+        minutes=minutes,
+        on_progress=on_progress,
+        on_attempt=on_attempt,
+    )
+    outcome = run_search(
+        methods(count_identities(graph) > 0),
+        (attempts.learn, attempts.keep_layers),
+        attempts,
+        max_drop,
+        attempts.out_of_time,
+    )
+    rounded = attempts.rounded(outcome.attempts[outcome.best][0])
+    return Found(rounded.graph, rounded.plan, outcome, tuple(attempts.seconds), tuple(attempts.notes))

@@ -1,0 +1,126 @@
+"""Kill verbs with SIGKILL at random moments, and look at what is left; then let each finish.
+
+Run as a program with a folder, weights, data, a number of moments for each verb, and a seed; prints one JSON object.
+The verbs are forks of this process, which has imported what takes seconds and has no thread of its own.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import onnx
+import torch
+import torch._dynamo  # an optimizer imports it at its first step
+
+import repquant.cli.attempts
+import repquant.export.onnx  # noqa: F401
+from repquant.cli.main import VERBS, main
+from repquant.models.checkpoints import load_tensors
+from repquant.report.record import read_record
+from repquant.train.checkpoint import Checkpoint
+
+SMALL = ("--arch", "RepVGG-tiny", "--num-classes", "2", "--image-size", "32", "--crop-ratio", "1.0")
+QUANTIZE = ("--target", "onnxruntime", "--vnni", "no", "--runtimes", "pytorch", "--calibration-images", "8")
+RESUMED = ("--batch-size", "8", "--epochs", "3", "--checkpoint-steps", "1", "--resume")
+COMMANDS = {
+    "ptq": (*QUANTIZE, "--rounding-images", "8", "--calibrator", "max", "--overwrite"),
+    "quantize": (*QUANTIZE, "--rounding-images", "8", "--held-back-images", "8", "--max-drop", "100", "--overwrite"),
+    "qat": (*QUANTIZE, "--rounding-images", "8", *RESUMED),
+    "train": RESUMED,
+}
+
+
+def start(verb: str, weights: str, data: str, output: Path) -> int:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(os.open(output.parent / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            model = () if verb == "train" else ("--weights", weights)
+            status = main([verb, *SMALL, *model, "--data", data, "--output", str(output), *COMMANDS[verb]])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return child
+
+
+def finished(child: int, stderr: Path) -> bool:
+    """Wait; whether it ended by itself."""
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, stderr.read_text()
+        return True
+    return False
+
+
+def require_whole(output: Path) -> None:
+    """Every file under its own name can be read to its end."""
+    for path in output.rglob("*"):
+        if path.name.startswith("."):
+            continue
+        match path.suffix:
+            case ".onnx":
+                onnx.checker.check_model(onnx.load(path), full_check=True)
+            case ".json":
+                read_record(path)
+            case ".pth":
+                Checkpoint.load(path)
+            case ".safetensors":
+                load_tensors(path)
+
+
+def digests(output: Path) -> dict[str, str]:
+    """Of all that does not tell times."""
+    files = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in sorted(files.items())
+        if path.suffix in (".onnx", ".safetensors", ".yaml", ".md", ".svg", ".png")
+    }
+
+
+def run(folder: Path, weights: str, data: str, moments: int, seed: int) -> None:
+    torch.set_num_threads(1)
+    dice = random.Random(seed)
+    report: dict[str, object] = {}
+    for verb in COMMANDS:
+        assert verb in VERBS
+        place = folder / verb
+        (place / "whole").mkdir(parents=True)
+        began = time.perf_counter()
+        assert finished(start(verb, weights, data, place / "whole" / "run"), place / "whole" / "stderr.txt")
+        longest = time.perf_counter() - began
+        expected, kills, done = digests(place / "whole" / "run"), 0, 0
+        while kills < moments:
+            parent = place / str(done)
+            parent.mkdir()
+            is_done = False
+            while not is_done:
+                child = start(verb, weights, data, parent / "run")
+                if kills < moments:
+                    time.sleep(dice.uniform(0, longest))
+                    os.kill(child, signal.SIGKILL)
+                is_done = finished(child, parent / "stderr.txt")
+                kills += not is_done
+                require_whole(parent / "run")
+            done += 1
+            left = sorted(path.name for path in parent.iterdir())
+            assert left == ["run", "stderr.txt"], left
+            hidden = [path.name for path in (parent / "run").iterdir() if path.name.startswith(".")]
+            assert not hidden, hidden
+            assert digests(parent / "run") == expected, (verb, parent)
+        report[verb] = {"kills": kills, "finished": done, "files": sorted(expected)}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

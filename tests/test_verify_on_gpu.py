@@ -1,0 +1,74 @@
+"""The script for a machine with a GPU, against the stand-in for TensorRT."""
+
+import contextlib
+import io
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fake_tensorrt import FakeTensorRT
+from repquant.cli.main import main
+from repquant.runtimes import tensorrt as tensorrt_runtime
+from repquant.runtimes.device_memory import TorchMemory
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script's names; what it would start as processes of its own runs in this one."""
+    names = runpy.run_path(str(ROOT / "scripts" / "verify_on_gpu.py"))
+
+    def run(*arguments):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            if arguments[0] == "-m":
+                assert main(list(arguments[2:])) == 0
+            else:
+                monkeypatch.setattr(sys, "argv", list(arguments))
+                with pytest.raises(SystemExit) as done:
+                    runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+                assert done.value.code == 0
+        return output.getvalue()
+
+    names["main"].__globals__["run"] = run
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT().module())
+    monkeypatch.setattr(tensorrt_runtime, "open_memory", lambda: TorchMemory("cpu"))
+    return names
+
+
+@pytest.mark.slow
+def test_the_page_holds_every_way_with_its_parity(script, tmp_path, monkeypatch):
+    options = ["--arch", "RepVGG-tiny", "--num-classes", "10", "--image-size", "32", "--crop-ratio", "1.0"]
+    options += ["--calibration-images", "16", "--rounding", "nearest", "--weight-bits", "7"]
+    output = tmp_path / "tensorrt.md"
+    monkeypatch.setattr(
+        sys, "argv", ["verify", "builtin", "builtin", "--runs", str(tmp_path), "--output", str(output), *options]
+    )
+    script["main"]()
+    page = output.read_text()
+    for way in script["WAYS"]:
+        assert f"## {way}" in page
+    assert page.count("| mse | tensorrt |") == 3
+    assert page.count("layers of the engine: 1 FP16, 1 FP32, 1 INT8, 1 reformat") == 3
+    assert "## Latency" in page
+    assert "trtexec --onnx=" in page
+
+
+@pytest.mark.parametrize("arguments", [(), ("data",)])
+def test_the_shell_script_explains_itself(arguments):
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "verify_on_gpu.sh", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "scripts/verify_on_gpu.sh DATA WEIGHTS" in done.stderr
+
+
+def test_the_shell_script_names_what_is_missing():
+    command = ["bash", ROOT / "scripts" / "verify_on_gpu.sh", "builtin", "builtin"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nvidia-smi finds no GPU" in done.stderr
