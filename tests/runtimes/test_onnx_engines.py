@@ -128,10 +128,11 @@ def test_inputs_and_outputs_by_name(engine, tmp_path):
 
 
 def test_executed_operators_say_which_products_are_of_integers(engine, float_model, qdq_model):
-    for model, expected in ((float_model, False), (qdq_model, True)):
-        products = [operator for operator in engine(model.path).executed() if operator.is_product]
-        assert products
-        assert {operator.is_integer for operator in products} == {expected}
+    def products(model):
+        return [operator for operator in engine(model.path).executed() if operator.is_product]
+
+    assert not any(operator.is_integer for operator in products(float_model))
+    assert any(operator.is_integer for operator in products(qdq_model))
 
 
 def save_identity(path: Path, kind: int, shape: list[str | int], node: str = "Flatten") -> None:

@@ -12,6 +12,7 @@ from onnx import version_converter
 from torch import Tensor, fx, nn
 
 from repquant.atomic import replace_file
+from repquant.export.circular import unwrap_padding
 from repquant.export.integer_graph import integer_graph
 from repquant.export.node_names import name_nodes
 from repquant.export.pooling import pad_before_average, pool_globally
@@ -112,7 +113,7 @@ def _write(
     _strip_provenance(proto)
     if target and target.name == "tensorrt":
         proto = pool_globally(proto)
-    proto = share_quantizers(pad_before_average(proto))
+    proto = share_quantizers(pad_before_average(unwrap_padding(proto)))
     if target and target.weights == "float" and target.weight.scale_type == "float32":
         proto = version_converter.convert_version(proto, OPSET_OF_TENSORRT_8)
     onnx.checker.check_model(proto, full_check=True)

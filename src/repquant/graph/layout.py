@@ -174,8 +174,9 @@ class _Finder:
 
     def _float_operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return what an operator that is not understood reads; nothing for outputs, layers and what is kept."""
-        is_unknown = node.op == "call_function" and node.name not in self._kept and holds_floats(node)
-        return operands(node) if is_unknown else ()
+        is_kept = not self._kept.isdisjoint({node.name, str(node.target)})
+        computes = node.op in ("call_function", "call_module") and node not in self._layers and holds_floats(node)
+        return operands(node) if computes and not is_kept else ()
 
     def _ends_in_convolution(self, node: fx.Node) -> bool:
         """Whether a value is what a convolution gives that the target computes in integers only if it is rounded."""

@@ -32,6 +32,11 @@ def int8_support() -> Int8Support:
     return describe(platform.machine(), read_cpuinfo())
 
 
+def is_x86(machine: str) -> bool:
+    """Return whether an architecture, as `platform.machine` names it, is x86."""
+    return machine.lower() in _X86
+
+
 def describe(machine: str, cpuinfo: str) -> Int8Support:
     """Judge a CPU by its architecture, as `platform.machine` names it, and the text of /proc/cpuinfo."""
     machine = machine.lower()

@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU."""
 
+import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from repquant.runtimes.cpu import int8_support
+from repquant.runtimes.cpu import int8_support, is_x86
 from repquant.runtimes.executed import Executed, executed_nodes
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import quantize_before_relu
@@ -33,9 +34,10 @@ _ERRORS_ONLY = 3
 class OnnxRuntime:
     """An ONNX file in ONNX Runtime's CPU provider, with its default graph optimizations.
 
-    Symmetric int8 convolutions before a ReLU get the equal form of
-    `integer_relu.quantize_before_relu`, so that they run in integers too, FP16 scales that of `half_scales.widen_half`,
-    and all signed activations that of `unsigned_activations`. Where this CPU would saturate with the weights of the file, `precise_products` keeps it from that.
+    Symmetric int8 convolutions before a ReLU get the equal form of `integer_relu.quantize_before_relu`, to run
+    in integers too, other signed activations on x86 that of `unsigned_activations`, and FP16 scales that of
+    `half_scales.widen_half`. Where this CPU would saturate with the weights of the file, `precise_products` keeps it
+    from that.
 
     Args:
         path: the .onnx file.
@@ -109,7 +111,9 @@ class OnnxRuntime:
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         try:
-            model = unsigned_activations(quantize_before_relu(widen_half(onnx.load(self._path))))
+            model = quantize_before_relu(widen_half(onnx.load(self._path)))
+            if is_x86(platform.machine()):
+                model = unsigned_activations(model)
             if not int8_support().safe and may_saturate(model):
                 options.add_session_config_entry(*PRECISE)
                 model = own_constants(model)

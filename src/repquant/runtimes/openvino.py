@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from repquant.export.pooling import pad_before_average
 from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
@@ -21,13 +22,14 @@ from repquant.runtimes.model_file import (
     check_type,
     require_file,
 )
+from repquant.runtimes.unsigned_activations import unsigned_activations
 
 
 class OpenVinoRuntime:
     """An ONNX file in OpenVINO's CPU plugin, with its default graph optimizations.
 
-    Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`, FP16 scales that of
-    `half_scales.widen_half`.
+    Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`, elsewhere that of
+    `unsigned_activations`, and FP16 scales that of `half_scales.widen_half`.
 
     Args:
         path: the .onnx file.
@@ -60,7 +62,8 @@ class OpenVinoRuntime:
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
-            content: bytes = unsigned_after_relu(widen_half(onnx.load(path))).SerializeToString()
+            equal = unsigned_activations(unsigned_after_relu(widen_half(onnx.load(path))))
+            content: bytes = pad_before_average(equal).SerializeToString()
             core = openvino.Core()
             model = core.compile_model(core.read_model(content), "CPU", config)
         except Exception as error:  # of the ONNX parser, too

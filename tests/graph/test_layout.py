@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch import nn
+
+from repquant.graph.capture import capture
+from repquant.graph.layout import find_layout
+from repquant.targets.target import resolve_target
+
+
+class Sine(nn.Module):
+    """An operator that the table does not hold, between two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.second(torch.sin(self.first(x).flatten(2)).reshape(-1, 4, 6, 6))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return capture(Sine().eval(), torch.randn(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize(("target", "rounded"), [("onnxruntime", True), ("openvino", False), ("tensorrt", False)])
+def test_what_a_convolution_gives_to_an_unknown_operator_is_rounded_where_it_is_float_else(graph, target, rounded):
+    layout = find_layout(graph, resolve_target(target))
+    assert set(layout.layers) == {"first", "second"}
+    assert layout.floats == {"sin": "aten.sin.default is not among the operators that are understood"}
+    assert ("sin" in layout.roundings) is rounded
+
+
+def test_an_operator_kept_in_float_reads_floats(graph):
+    layout = find_layout(graph, resolve_target("onnxruntime"), ["first"])
+    assert layout.floats["first"] == "kept in float as asked"
+    assert "sin" not in layout.roundings
