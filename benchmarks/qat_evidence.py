@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 import qat_evidence_report
 from qat_watch import Watch, rounded, summary
@@ -30,21 +30,21 @@ from repquant.data.datasets import open_split
 from repquant.data.loading import Loader
 from repquant.data.transforms import EvalTransform
 from repquant.evaluate.stream import evaluate
+from repquant.methods.ptq import PtqMethod
 from repquant.models.checkpoints import load_model
-from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
 from repquant.models.zoo import builtin_weights
 from repquant.numerics.distance import softmax_kl
-from repquant.quant.branches import absorb, scale_branches, training_blocks
+from repquant.qat.kernels import KernelSource
+from repquant.qat.network import finish_qat, prepare_qat, trained_graph
 from repquant.quant.equalize import find_scales
-from repquant.quant.insert_bn import NormalizedConv2d, insert_bn, measure_outputs
-from repquant.quant.ptq import PtqMethod
-from repquant.quant.qat import QatStart, finish_qat, prepare_qat, trained_deploy
-from repquant.quant.qat_layers import EquivalentKernel, FoldedKernel, KernelSource
-from repquant.quant.qat_recipe import QatRecipe
-from repquant.quant.qat_start import StartOptions, start_qat
-from repquant.quant.qat_task import QatTask
 from repquant.report.rows import measured_row
+from repquant.repvgg.branches import absorb, scale_branches, training_blocks
+from repquant.repvgg.insert_bn import NormalizedConv2d, insert_bn, measure_outputs
+from repquant.repvgg.kernels import EquivalentKernel, FoldedKernel
+from repquant.repvgg.qat_recipe import RepVGGQatRecipe
+from repquant.repvgg.qat_start import QatStart, StartOptions, captured, start_qat
+from repquant.repvgg.qat_task import RepVGGQatTask
 from repquant.runtimes.pytorch import PyTorchRuntime
 from repquant.targets.target import Target, resolve_target
 from repquant.train.held_back import hold_back
@@ -174,7 +174,7 @@ class Bench:
         return {}
 
     @torch.no_grad()
-    def fidelity(self, network: RepVGG) -> tuple[float, float]:
+    def fidelity(self, network: nn.Module) -> tuple[float, float]:
         """Return KL x 1000 and agreement in % to the float model on the held-back images, rounded in float."""
         network.eval()
         logits = torch.cat([network(images) for images in self.held_back])
@@ -183,9 +183,10 @@ class Bench:
         agreement = (logits.argmax(1) == self.aims.argmax(1)).double().mean()
         return 1000 * float(softmax_kl(self.aims, logits).mean()), 100 * float(agreement)
 
-    def validate(self, network: RepVGG, start: QatStart, target: Target) -> dict[str, Any]:
+    def validate(self, network: fx.GraphModule, start: QatStart) -> dict[str, Any]:
         """Return how the integers do on the validation split."""
-        engines = {"float": PyTorchRuntime(self.teacher), "trained": PyTorchRuntime(finish_qat(network, start, target))}
+        finished = finish_qat(network, start.graph, start.plan).simulated()
+        engines = {"float": PyTorchRuntime(self.teacher), "trained": PyTorchRuntime(finished)}
         validation = Loader(open_split(self.arguments.data, "val"), self.transform, 100)
         evaluation = evaluate(engines, validation, compare=[("trained", "float")])
         row = measured_row(evaluation, "trained", runtime="pytorch", runtime_version="", float_name="float")
@@ -217,15 +218,15 @@ def main() -> None:
 
 def measure(bench: Bench, condition: Condition) -> dict[str, Any]:
     """Train once and return what was seen on the way."""
-    arguments, target = bench.arguments, target_of(condition.bits)
+    arguments = bench.arguments
     began = perf_counter()
     sources = bench.sources(condition.method, condition.bits, condition.statistics_images)
     start = replace(bench.start(condition.bits), sources=copy.deepcopy(sources))
     # Inserted statistics move the kernels from step to step, and fixed scales would clip them.
     scales = "max" if condition.method == INSERTED else "fixed"
-    network = prepare_qat(start, target, weight_scales=scales)
+    network = prepare_qat(start.graph, start.plan, sources=start.sources, weight_scales=scales)
     recipe = recipe_of(condition, arguments)
-    task = QatTask(network, recipe, bench.teacher)
+    task = RepVGGQatTask(network, recipe, captured(bench.teacher))
     optimizer = make_optimizer(task.parameter_groups(), recipe)
     watch = Watch(network)
     readings = [(0, *bench.fidelity(network), watch.read())]
@@ -253,16 +254,16 @@ def measure(bench: Bench, condition: Condition) -> dict[str, Any]:
         "steps": steps,
         "kl": [rounded(value) if isfinite(value) else None for value in kl],
         "agreement": [rounded(value) for value in agreement],
-        "kl_unrounded": rounded(bench.fidelity(trained_deploy(network, start))[0]) if is_finite else None,
+        "kl_unrounded": rounded(bench.fidelity(trained_graph(network, start.graph))[0]) if is_finite else None,
         "layers": [*watch.traces],
         **summary(inside),
-        "validation": bench.validate(network, start, target) if condition.validated and is_finite else None,
+        "validation": bench.validate(network, start) if condition.validated and is_finite else None,
         "seconds": round(perf_counter() - began),
     }
 
 
-def recipe_of(condition: Condition, arguments: argparse.Namespace) -> QatRecipe:
-    return QatRecipe(
+def recipe_of(condition: Condition, arguments: argparse.Namespace) -> RepVGGQatRecipe:
+    return RepVGGQatRecipe(
         arch=arguments.arch,
         num_classes=arguments.num_classes,
         image_size=arguments.image_size,

@@ -6,14 +6,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repquant.models.blocks import RepVGGBlock
-from repquant.models.network import RepVGG
 from repquant.numerics.affine import quantize
 from repquant.numerics.outliers import range_over_sigma
-from repquant.quant.qat import qat_modules
-from repquant.quant.qat_layers import EquivalentKernel, FoldedKernel, QatLayer
+from repquant.qat.layer import QatLayer
+from repquant.qat.network import qat_layers
+from repquant.repvgg.kernels import EquivalentKernel, FoldedKernel
 
 FLIP_MOMENTUM = 0.01
 OSCILLATING = 0.005
@@ -40,10 +40,8 @@ Reading = dict[str, list[float | None]]
 class Watch:
     """Call `after_backward` and `after_step` in each step, and `read` for the means since the last reading."""
 
-    def __init__(self, network: RepVGG) -> None:
-        self.traces = {
-            name: Trace(layer) for name, layer in qat_modules(network).items() if isinstance(layer, QatLayer)
-        }
+    def __init__(self, network: fx.GraphModule) -> None:
+        self.traces = {name: Trace(layer) for name, layer in qat_layers(network).items()}
 
     def after_backward(self) -> None:
         for trace in self.traces.values():

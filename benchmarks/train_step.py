@@ -40,13 +40,13 @@ from repquant.bench.environment import environment, machine_lines
 from repquant.bench.latency import Ratio, measure_latency, ratio
 from repquant.data.loading import Batch
 from repquant.data.transforms import EvalTransform
+from repquant.methods.ptq import PtqMethod
 from repquant.models.network import RepVGG, build
 from repquant.models.reparam import reparameterize
-from repquant.quant.ptq import PtqMethod
-from repquant.quant.qat import prepare_qat
-from repquant.quant.qat_recipe import QatRecipe
-from repquant.quant.qat_start import StartOptions, start_qat
-from repquant.quant.qat_task import QatTask
+from repquant.qat.network import prepare_qat
+from repquant.repvgg.qat_recipe import RepVGGQatRecipe
+from repquant.repvgg.qat_start import StartOptions, captured, start_qat
+from repquant.repvgg.qat_task import RepVGGQatTask
 from repquant.targets.target import resolve_target
 from repquant.train.distributed import ONE, Ranks, started_by_torchrun
 from repquant.train.loop import Trainer
@@ -227,12 +227,13 @@ def product_step(arguments: argparse.Namespace, name: str) -> Callable[[object],
         stepper = Stepper(FloatTask(deploy, recipe), recipe, CPU, ONE)
     else:
         method, distillation = QAT_STEPS[name]
-        recipe = QatRecipe(**settings(arguments, method=method, distillation=distillation, **SMALL_STEPS))
+        recipe = RepVGGQatRecipe(**settings(arguments, method=method, distillation=distillation, **SMALL_STEPS))
         target = resolve_target("tensorrt", fast_int8_dot=True)
         nothing_else = PtqMethod(equalization="none", rounding="nearest")
         options = StartOptions(method=method, ptq=nothing_else, calibrator="max")
         start = start_qat(model, options, target, lambda: [images.batch().images], lambda: [])
-        stepper = Stepper(QatTask(prepare_qat(start, target), recipe, deploy), recipe, CPU, ONE)
+        training = prepare_qat(start.graph, start.plan, sources=start.sources)
+        stepper = Stepper(RepVGGQatTask(training, recipe, captured(deploy)), recipe, CPU, ONE)
     meter = Meter(CPU)
 
     def step(_: object) -> None:
