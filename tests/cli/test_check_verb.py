@@ -15,7 +15,9 @@ def save(tmp_path):
         nodes = [
             helper.make_node("QuantizeLinear", ["images", *grid], ["q"], name="quantize"),
             helper.make_node("DequantizeLinear", ["q", *grid], ["dq"], name="dequantize"),
-            helper.make_node("MaxPool", ["dq"], ["y"], name="pool", kernel_shape=[2, 2]),
+            helper.make_node("MaxPool", ["dq"], ["pooled"], name="pool", kernel_shape=[2, 2]),
+            helper.make_node("QuantizeLinear", ["pooled", *grid], ["q2"], name="quantize2"),
+            helper.make_node("DequantizeLinear", ["q2", *grid], ["y"], name="dequantize2"),
         ]
         graph = helper.make_graph(
             nodes,
@@ -44,10 +46,10 @@ def test_what_is_refused_is_listed_and_ends_with_status_2(repquant, headline, sa
     status, out, err = repquant("check", path, "--target", "tensorrt")
     assert status == 2
     found = headline(out)
-    assert (found["refused"], found["counts"]) == (2, {"refused": 2})
+    assert (found["refused"], found["counts"]) == (4, {"refused": 4})
     assert found["findings"][0].keys() == {"node", "rule", "severity", "source", "remedy", "detail"}
     assert out.startswith("refused: quantize: its zero point is not 0 [zero-point]; quantize symmetrically")
-    assert f"tensorrt refuses {path}: 2 findings, see above" in err
+    assert f"tensorrt refuses {path}: 4 findings, see above" in err
     assert json.loads(out.splitlines()[-1]) == found
 
 
