@@ -29,7 +29,9 @@ def test_training_images_grow_by_the_schedule():
     assert Recipe(arch="RepVGG-A0", image_size=160).training_size(7) == 160
 
 
-@pytest.mark.parametrize("text", ["", "1:96", "0:96,10", "0:a", "0:96,5:128,5:160", "0:96,9:128,5:160", "0:0", "0:96,", "0:9999"])
+@pytest.mark.parametrize(
+    "text", ["", "1:96", "0:96,10", "0:a", "0:96,5:128,5:160", "0:96,9:128,5:160", "0:0", "0:96,", "0:9999"]
+)
 def test_what_is_no_schedule_is_refused(text):
     with pytest.raises(InputError, match="--size-schedule"):
         parse_sizes(text)
