@@ -43,9 +43,10 @@ def hold(path: Path) -> int | None:
 
 
 def release(handle: int) -> None:
-    """Let go of what `hold` gave."""
-    _held.discard(handle)
-    os.close(handle)
+    """Let go of what `hold` gave; in a forked process, which has let go already, nothing happens."""
+    if handle in _held:
+        _held.discard(handle)
+        os.close(handle)
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def draw(dice, hint, name):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("verb", main.VERBS)
-def test_any_values(verb, reach, repquant, weights, photographs, tmp_path, monkeypatch):
+def test_any_values(verb, reach, repquant, weights, photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     kind = main._module(verb).Options
     hints = get_type_hints(kind)
@@ -107,6 +107,7 @@ def test_any_values(verb, reach, repquant, weights, photographs, tmp_path, monke
             assert out == "", told
             counts["refusals"] += 1
         assert not list(tmp_path.glob("out*")), told
-    print(f"\n{verb}: {counts}")
+    with capsys.disabled():
+        print(f"\n{verb}: {counts}")
     assert not failures, "\n\n".join(failures)
     assert counts["reached"] > 0

@@ -22,6 +22,7 @@ def without_times(value):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "verb",
     [

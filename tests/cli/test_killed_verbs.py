@@ -15,7 +15,7 @@ MOMENTS = 25
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_killed_verb_leaves_nothing_half_written_and_the_next_one_is_as_if_it_had_not_been(
-    weights, photographs, tmp_path
+    weights, photographs, tmp_path, capsys
 ):
     command = [sys.executable, str(Path(__file__).with_name("killed_verbs.py"))]
     command += [str(tmp_path), str(weights), str(photographs), str(MOMENTS), "7"]
@@ -23,7 +23,8 @@ def test_a_killed_verb_leaves_nothing_half_written_and_the_next_one_is_as_if_it_
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    print(f"\nkilled: {report}")
+    with capsys.disabled():
+        print(f"\nkilled: {report}")
     assert report.keys() == {"ptq", "quantize", "qat", "train"}
     for verb, found in report.items():
         assert found["kills"] >= MOMENTS

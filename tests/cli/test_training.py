@@ -1,9 +1,10 @@
 from pathlib import Path
 
-from repquant.cli.training import _tell_resumed
+from repquant.cli.training import _tell_resumed, summary
 from repquant.train.checkpoint import Checkpoint, Newest
 from repquant.train.distributed import Ranks
 from repquant.train.recipe import Recipe
+from repquant.train.reports import EpochReport
 
 
 def test_another_number_of_processes_is_said(capsys):
@@ -30,3 +31,12 @@ def test_another_number_of_processes_is_said(capsys):
     assert "batch statistics" not in said
     _tell_resumed(newest, Recipe(arch="RepVGG-tiny"), Ranks(world_size=2))
     assert "processes" not in capsys.readouterr().err
+
+
+def test_the_best_checkpoint_is_named_where_there_is_one(tmp_path):
+    """On a full disk there may be none."""
+    figures = {"loss": 1.0, "train_top1": 40.0, "train_seconds": 60.0, "images_per_second": 9.0, "data_percent": 5.0}
+    history = [EpochReport(epoch=1, learning_rate=0.1, val_top1=50.0, **figures)]
+    assert summary(history, tmp_path).endswith("50.00 % after epoch 1")
+    (tmp_path / "best.pth").touch()
+    assert summary(history, tmp_path).endswith(f"50.00 % after epoch 1 ({tmp_path / 'best.pth'})")

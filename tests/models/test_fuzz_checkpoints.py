@@ -100,7 +100,7 @@ def samples(tmp_path) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_damaged_checkpoints(samples, tmp_path):
+def test_damaged_checkpoints(samples, tmp_path, capsys):
     sys.addaudithook(watch)
     _started.clear()
     dice, counts = random.Random(0), {"mutations": 0, "refusals": 0, "accepted": 0, "failures": 0}
@@ -134,7 +134,8 @@ def test_damaged_checkpoints(samples, tmp_path):
             counts["accepted"] += 1
         slowest = max(slowest, time.perf_counter() - began)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    print(f"\ncheckpoints: {counts}, slowest {slowest:.2f} s, memory grown by {grown / 2**20:.0f} MiB")
+    with capsys.disabled():
+        print(f"\ncheckpoints: {counts}, slowest {slowest:.2f} s, memory grown by {grown / 2**20:.0f} MiB")
     assert not _started
     assert counts["failures"] == 0
     assert counts["refusals"] > MUTATIONS / 2

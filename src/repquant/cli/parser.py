@@ -9,6 +9,10 @@ from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from repquant.errors import visible
+
+_MOST_CHARACTERS = 1000  # of an error
+
 Triple = tuple[float, float, float]
 
 
@@ -24,7 +28,10 @@ class SuggestingParser(ArgumentParser):
         verb = re.match(r"Subcommand '(.+?)'", message)
         verbs = self._subcommands_action.choices if self._subcommands_action else {}
         known = verbs[verb[1]] if verb else self
-        super().error(with_suggestion(message, [action.dest for action in known._actions]), *details, **named)
+        sentence = visible(with_suggestion(message, [action.dest for action in known._actions]))
+        if len(sentence) > _MOST_CHARACTERS:  # it repeats a value of any length
+            sentence = f"{sentence[:_MOST_CHARACTERS]}... ({len(sentence):,} characters)"
+        super().error(sentence, *details, **named)
 
 
 def with_suggestion(message: str, keys: Iterable[str]) -> str:

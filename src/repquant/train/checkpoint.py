@@ -28,6 +28,7 @@ BEST = "best.pth"
 
 _REPORTED = [field.name for field in fields(EpochReport)]
 _RECIPE = "recipe.yaml"
+_BEFORE_CHECKPOINTS = (_RECIPE, "tensorboard")
 _MOST_RECIPE_BYTES = 2**16
 _CHECKPOINTS = "checkpoint-*.pth"
 _WRITTEN = (_RECIPE, _CHECKPOINTS, BEST, "model.safetensors", "result.json", "*.onnx")
@@ -162,16 +163,16 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file; give a folder")
-    held = [] if not folder.exists() else [path for path in folder.iterdir() if not is_lock(path)]
-    for path in held:
-        if _is_leftover(path):
-            path.unlink()
-    held = [path for path in held if not _is_leftover(path)]
-    if [path.name for path in held] not in ([], [_RECIPE]):
-        if not resume:
-            raise InputError(
-                f"output folder {folder} is not empty; pass --resume to go on with the run in it, or choose another one"
-            )
+    held = list(folder.iterdir()) if folder.exists() else []
+    leftovers = [path for path in held if _is_leftover(path)]
+    is_new = all(path.name in _BEFORE_CHECKPOINTS or is_lock(path) or path in leftovers for path in held)
+    if not (is_new or resume):
+        raise InputError(
+            f"output folder {folder} is not empty; pass --resume to go on with the run in it, or choose another one"
+        )
+    for path in leftovers:
+        path.unlink()
+    if not is_new:
         _require_same_recipe(folder, recipe)
         return
     try:
