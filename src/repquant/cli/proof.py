@@ -71,10 +71,14 @@ def prove(
 
     simulated_only = target.activation.bits < 8
     with progress("export", 1 if simulated_only else 1 + len(quantized)) as advance:
-        sizes = {FLOAT: export_graph(float_graph, folder / f"{FLOAT}.onnx", inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))}
+        sizes = {
+            FLOAT: export_graph(float_graph, folder / f"{FLOAT}.onnx", inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+        }
         advance(1)
         for name, model in {} if simulated_only else quantized.items():
-            sizes[name] = export_graph(model, folder / f"{name}.onnx", target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+            sizes[name] = export_graph(
+                model, folder / f"{name}.onnx", target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,)
+            )
             require_taken(folder / f"{name}.onnx", target.name)
             advance(1)
 
