@@ -75,7 +75,7 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
         staging, handle = _make_held(ancestor, partial(_make_folder, path, ancestor))
         retired = _retired(staging)
         try:
-            with _naming(path):
+            with _naming(path, staging):
                 yield staging
             staging.chmod(0o777 & ~_umask())
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +93,13 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add what is being written to an error that names no file: a disk that is full, for one."""
+def _naming(path: Path, staging: Path | None = None) -> Iterator[None]:
+    """Name what is being written in the error of a full disk, which has no name or one that is about to vanish."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _NO_ROOM:
+        is_staged = staging and error.filename and Path(error.filename).is_relative_to(staging)
+        if error.errno in _NO_ROOM and (error.filename is None or is_staged):
             error.filename = str(path)
         raise
 
