@@ -18,8 +18,6 @@ import onnx
 import torch
 import torch._dynamo  # an optimizer imports it at its first step
 
-import repquant.cli.attempts
-import repquant.export.onnx  # noqa: F401
 from repquant.cli.main import VERBS, main
 from repquant.models.checkpoints import load_tensors
 from repquant.report.record import read_record

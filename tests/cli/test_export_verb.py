@@ -3,7 +3,7 @@ import shutil
 import onnx
 import pytest
 
-from repquant.quant import reconstruct
+from repquant.methods import reconstruct
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_learned_rounding_goes_on_where_it_was_interrupted(export, photographs, 
         ({"calibrator": "max", "data": "nowhere"}, "data folder nowhere does not exist"),
         ({"calibrator": "max", "data": "nowhere", "target": "tflite"}, "unknown target 'tflite'"),
         ({"calibrator": "max", "data": "nowhere", "percentile": 0}, "percentile 0"),
-        ({"image_size": 0}, "image size 0"),
+        ({"image_size": 0}, "--image-size 0 was given"),
         ({"num_classes": 3}, "do not fit RepVGG-tiny with 3 classes"),
     ],
 )

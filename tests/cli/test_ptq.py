@@ -8,10 +8,10 @@ import pytest
 from onnx import numpy_helper
 
 from repquant.data.builtin_set import BuiltinSet
+from repquant.methods import ptq as quant_ptq
+from repquant.methods.reconstruct import ReconstructionOptions
+from repquant.methods.rounding_checkpoint import LearnedLayers
 from repquant.models.zoo import BUILTIN_ARCH, BUILTIN_CLASSES, BUILTIN_IMAGE_SIZE
-from repquant.quant import ptq as quant_ptq
-from repquant.quant.reconstruct import ReconstructionOptions
-from repquant.quant.rounding_checkpoint import LearnedLayers
 from repquant.report.record import headline as headline_of
 from repquant.report.record import read_record
 from repquant.runtimes.cpu import int8_support

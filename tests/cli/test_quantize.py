@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from repquant.cli.quantize import surprises
-from repquant.quant import ptq
+from repquant.methods import ptq
 from repquant.report.record import read_record
 from repquant.report.rows import Row
 
@@ -36,8 +36,8 @@ def test_a_limit_that_is_met_at_once(quantize, headline, tmp_path):
 
 
 def test_a_limit_that_nothing_meets_ends_with_the_best_and_says_so(quantize, headline, tmp_path, monkeypatch):
-    monkeypatch.setattr("repquant.quant.search.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
-    monkeypatch.setattr("repquant.quant.search.STEPS", 20)
+    monkeypatch.setattr("repquant.methods.judges.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
+    monkeypatch.setattr("repquant.methods.search.STEPS", 20)
     reconstruct, learned = ptq.reconstruct, []
     monkeypatch.setattr(ptq, "reconstruct", lambda *given, **named: learned.append(1) or reconstruct(*given, **named))
     status, out, err = quantize("--max-drop", 0, "--weight-bits", 4, "--runtimes", "pytorch")
@@ -56,8 +56,8 @@ def test_a_limit_that_nothing_meets_ends_with_the_best_and_says_so(quantize, hea
 def test_learned_rounding_that_there_is_no_time_for_is_left_out_and_layers_are_kept_in_float(
     quantize, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("repquant.quant.search.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
-    monkeypatch.setattr("repquant.cli.attempts.seconds_a_step", lambda *_: 1e6)
+    monkeypatch.setattr("repquant.methods.judges.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
+    monkeypatch.setattr("repquant.methods.attempts.seconds_a_step", lambda *_: 1e6)
     status, _, err = quantize("--max-drop", 0, "--runtimes", "pytorch")
     assert status == 0, err
     record = read_record(tmp_path / "run" / "result.json")
@@ -67,7 +67,7 @@ def test_learned_rounding_that_there_is_no_time_for_is_left_out_and_layers_are_k
 
 
 def test_without_time_one_attempt_is_made_and_nothing_more(quantize, headline, tmp_path, monkeypatch):
-    monkeypatch.setattr("repquant.quant.search.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
+    monkeypatch.setattr("repquant.methods.judges.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
     status, out, err = quantize("--max-drop", 0, "--minutes", 1e-6, "--runtimes", "pytorch")
     assert status == 0, err
     assert len(read_record(tmp_path / "run" / "result.json").trail) == 1

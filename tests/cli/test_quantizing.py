@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from repquant.cli.quantizing import calibrate
+from repquant.graph.capture import capture
+from repquant.methods.ptq import PtqMethod
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
 from repquant.models.shortcut import count_identities
 from repquant.models.spec import ArchSpec
-from repquant.quant.ptq import PtqMethod
 from repquant.targets.target import resolve_target
 
 
@@ -33,7 +34,8 @@ def test_a_network_without_identity_branches_is_told_of_and_calibrated(capsys, b
     has_none = count_identities(model) == 0
     assert has_none == (blocks == (1, 1, 1, 1))
     method, target = PtqMethod(equalization="none", identity=identity), resolve_target("openvino")
-    calibrated = calibrate(model, method, target, SimpleNamespace(ranges=Images()), ())
-    told = "no block has an identity branch: there is nothing to set apart" in capsys.readouterr().err
+    graph = capture(model, torch.zeros(2, 3, 32, 32))
+    calibrated = calibrate(graph, method, target, SimpleNamespace(ranges=Images()), ()).calibrated
+    told = "no layer has room for an identity branch: there is nothing to set apart" in capsys.readouterr().err
     assert told == (has_none and identity != "fused")
-    assert calibrated.histograms["head"].total > 0
+    assert all(histogram.total > 0 for histogram in calibrated.histograms.values())
