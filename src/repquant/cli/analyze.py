@@ -17,7 +17,7 @@ from repquant.cli.options import (
     DataOptions,
     FolderOptions,
     MethodOptions,
-    ModelOptions,
+    NetworkOptions,
     TargetOptions,
     option,
 )
@@ -26,7 +26,7 @@ from repquant.option_ranges import POSITIVE_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, ModelOptions):
+class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions):
     """Options of `repquant analyze`."""
 
     calibrator: str = option("max, percentile, mse or entropy", "mse")
@@ -43,7 +43,7 @@ def run(options: Options) -> None:
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        file_sha256,
+        hashed_weights,
         kept_names,
         load_graph,
         open_calibration,
@@ -51,7 +51,6 @@ def run(options: Options) -> None:
         open_target,
         skipped_images,
         transform,
-        weights_path,
     )
     from repquant.cli.outputs import output_folder
     from repquant.cli.quantizing import ImagesOf, calibrate, round_network
@@ -101,7 +100,7 @@ def run(options: Options) -> None:
         analysis = Analysis(
             output=options.output,
             config=config,
-            inputs={"weights": file_sha256(weights_path(options))},
+            inputs=hashed_weights(options),
             environment=environment(),
             calibration=CalibrationRecord(
                 images=calibration.images_read,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show_configuration
-from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, ModelOptions, TargetOptions, option
+from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, NetworkOptions, TargetOptions, option
 from repquant.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ INT8_ONLY = {field.name for kind in (TargetOptions, MethodOptions, CalibrationOp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, ModelOptions):
+class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, NetworkOptions):
     """Options of `repquant export`."""
 
     output: str = option("file to write, .onnx")

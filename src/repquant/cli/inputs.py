@@ -14,6 +14,7 @@ from repquant.cli.options import (
     ImageOptions,
     MethodOptions,
     ModelOptions,
+    NetworkOptions,
     TargetOptions,
 )
 from repquant.errors import InputError
@@ -52,13 +53,31 @@ def load_deploy_network(options: ModelOptions) -> RepVGG:
     return reparameterize(load_network(options))
 
 
-def load_graph(options: ModelOptions, image_size: int) -> fx.GraphModule:
-    """Return the float network in deploy form as a captured graph, for images of a size in pixels."""
+def load_graph(options: NetworkOptions, image_size: int) -> fx.GraphModule:
+    """Return the float network in deploy form as a captured graph, for images of a size in pixels.
+
+    Raises:
+        InputError: neither an architecture with weights nor a network of the user's own, or both.
+    """
     import torch
 
+    from repquant.cli.user_network import make_network
     from repquant.graph.capture import capture
+    from repquant.reparameterize import reparameterize
 
-    return capture(load_deploy_network(options), torch.zeros(2, 3, image_size, image_size))
+    images = torch.zeros(2, 3, image_size, image_size)
+    if options.model:
+        if options.arch:
+            raise InputError(f"--model {options.model} and --arch {options.arch} were given; give one of them")
+        return reparameterize(make_network(options.model, options.weights), images)
+    if not (options.arch and options.weights):
+        raise InputError("which network? Give --arch and --weights, or --model for one of your own")
+    return capture(load_deploy_network(options), images)
+
+
+def hashed_weights(options: ModelOptions) -> dict[str, str]:
+    """Return the SHA-256 of the checkpoint by its role, for the record; nothing where there is none."""
+    return {"weights": file_sha256(weights_path(options))} if options.weights else {}
 
 
 def transform(options: ImageOptions) -> EvalTransform:

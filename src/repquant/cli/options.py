@@ -67,6 +67,21 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkOptions(ModelOptions):
+    """The float network: an architecture of the zoo with its checkpoint, or one of the user's own."""
+
+    model: str = option(
+        "network of your own, package.module:function or file.py:function; in place of --arch, and --weights may be "
+        "left out",
+        "",
+    )
+    arch: str = option("architecture, for example RepVGG-A0", "")
+    weights: str = option(
+        "checkpoint: .pth or .safetensors, training or deploy form; 'builtin' for the one that ships", ""
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """How images become batches."""
 

@@ -18,7 +18,7 @@ from repquant.cli.options import (
     DataOptions,
     FolderOptions,
     MethodOptions,
-    ModelOptions,
+    NetworkOptions,
     TargetOptions,
     option,
     split_names,
@@ -26,7 +26,7 @@ from repquant.cli.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, ModelOptions):
+class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions):
     """Options of `repquant ptq`."""
 
     calibrator: str = option("max, percentile, mse, entropy, several with commas, or all", "all")
@@ -44,7 +44,7 @@ def run(options: Options) -> None:
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
         check_runtimes,
-        file_sha256,
+        hashed_weights,
         kept_names,
         load_graph,
         open_calibration,
@@ -53,7 +53,6 @@ def run(options: Options) -> None:
         open_target,
         saturation_notes,
         skipped_images,
-        weights_path,
     )
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
@@ -118,7 +117,7 @@ def run(options: Options) -> None:
             command="ptq",
             output=options.output,
             config=config,
-            inputs={"weights": file_sha256(weights_path(options))},
+            inputs=hashed_weights(options),
             environment=environment(),
             calibration=CalibrationRecord(
                 images=calibration.images_read,

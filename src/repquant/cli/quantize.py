@@ -16,7 +16,7 @@ from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
     FolderOptions,
-    ModelOptions,
+    NetworkOptions,
     TargetOptions,
     option,
     split_names,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
+class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions):
     """Options of `repquant quantize`."""
 
     max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1, Numbers(0, 100))
@@ -56,8 +56,8 @@ def run(options: Options) -> None:
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
         check_runtimes,
-        file_sha256,
         has_validation,
+        hashed_weights,
         held_back_loader,
         kept_names,
         load_graph,
@@ -66,7 +66,6 @@ def run(options: Options) -> None:
         open_target,
         saturation_notes,
         skipped_images,
-        weights_path,
     )
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
@@ -119,7 +118,7 @@ def run(options: Options) -> None:
             command="quantize",
             output=options.output,
             config=config,
-            inputs={"weights": file_sha256(weights_path(options))},
+            inputs=hashed_weights(options),
             environment=environment(),
             calibration=CalibrationRecord(
                 images=calibration.images_read, seed=options.seed, sha256=calibration.subset.sha256
