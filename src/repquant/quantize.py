@@ -179,8 +179,8 @@ def quantize(
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
     >>> int8 = quantize(model, [torch.randn(8, 3, 16, 16)], target="onnxruntime")
-    >>> [layer.precision for layer in int8.layers]  # 7 bits without VNNI
-    ['int8', 'int8']
+    >>> [layer.name for layer in int8.layers if layer.precision.startswith("int")]
+    ['0', '2']
     """
     batches = rereadable(batches)
     graph = captured(model, batches, example)
