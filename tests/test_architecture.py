@@ -16,7 +16,6 @@ LAYERS = (
     ("data",),
     ("train",),
     ("qat",),
-    ("quant",),
     ("repvgg",),
     ("export",),
     ("runtimes",),

@@ -1,6 +1,7 @@
 """Measurements as `analyze` makes them, with the figures that a test is about."""
 
-from repquant.quant.sensitivity import Divergence, LayerSensitivity, Sensitivity
+from repquant.methods.divergence import Divergence
+from repquant.methods.sensitivity import LayerSensitivity, Sensitivity
 
 
 def divergence(kl):

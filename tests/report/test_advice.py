@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from sensitivities import divergence, layer, measured
 
-from repquant.quant.ptq import PtqMethod
+from repquant.methods.ptq import PtqMethod
 from repquant.report.advice import advice
 from repquant.targets.target import resolve_target
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from sensitivities import layer, measured
 
 from repquant.errors import InputError
-from repquant.quant.sensitivity import StepHistogram
+from repquant.methods.sensitivity import StepHistogram
 from repquant.report.analysis import (
     Analysis,
     headline,

@@ -1,7 +1,8 @@
 import pytest
 from matplotlib.colors import to_hex
 
-from repquant.quant.sensitivity import Divergence, LayerSensitivity, Sensitivity, StepHistogram
+from repquant.methods.divergence import Divergence
+from repquant.methods.sensitivity import LayerSensitivity, Sensitivity, StepHistogram
 from repquant.report.figures import kl_figure, range_figure, weights_figure, write_figures
 
 
