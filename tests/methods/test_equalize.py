@@ -14,7 +14,6 @@ from repquant.graph.plan import make_plan
 from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.equalize import EQUALIZATIONS, equalize, find_scales
 from repquant.numerics.equalization import scales_at
-from repquant.quant import equalize as chains
 from repquant.simulation.network import simulate
 from repquant.targets.target import resolve_target
 
