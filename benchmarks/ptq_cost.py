@@ -34,6 +34,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from rich.console import Console
 from rich.table import Table
+from torch import fx
 
 from repquant.allocation import keep_freed_memory
 from repquant.bench.environment import environment, machine_lines
@@ -43,14 +44,16 @@ from repquant.data.datasets import Split, open_split
 from repquant.data.loading import Loader
 from repquant.data.transforms import EvalTransform
 from repquant.evaluate.stream import evaluate
-from repquant.export.onnx import INPUT_NAME, export_onnx
+from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
+from repquant.graph.capture import capture
+from repquant.graph.layout import find_layout
+from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.ptq import PtqMethod, prepare
 from repquant.models.checkpoints import load_model
-from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
 from repquant.models.zoo import builtin_weights
 from repquant.numerics.ranges import CALIBRATORS
-from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.ptq import PtqMethod, prepare, quantize
+from repquant.quantize import collect
 from repquant.report.rows import measured_row
 from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.onnxruntime import OnnxRuntime
@@ -119,9 +122,10 @@ def peak_mb() -> float:
     return int(kibibytes) * 1024 / 1e6
 
 
-def float_model(arguments: argparse.Namespace) -> RepVGG:
+def float_graph(arguments: argparse.Namespace) -> fx.GraphModule:
     path = builtin_weights() if arguments.weights == "builtin" else Path(arguments.weights)
-    return reparameterize(load_model(path, arguments.arch, arguments.num_classes))
+    model = reparameterize(load_model(path, arguments.arch, arguments.num_classes))
+    return capture(model, torch.zeros(2, 3, arguments.image_size, arguments.image_size))
 
 
 def loader(arguments: argparse.Namespace, split: Split, images: int) -> Loader:
@@ -144,15 +148,16 @@ def ort_target() -> Target:
 
 
 def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
-    model, batches = float_model(arguments), list(calibration_images(arguments, arguments.images))
+    graph, batches = float_graph(arguments), list(calibration_images(arguments, arguments.images))
+    layout = find_layout(graph, ort_target())
 
     def forward() -> None:
         with torch.inference_mode():
             for batch in batches:
-                model(batch)
+                graph(batch)
 
     def calibrate() -> None:
-        collect_histograms(model, batches)
+        collect_histograms(graph, layout, batches)
 
     timings = alternate({"forward": forward, "calibration": calibrate}, arguments.repeats)
     wall, cpu = ({name: statistics.median(clock) for name, clock in clocks.items()} for clocks in timings)
@@ -161,7 +166,7 @@ def measure_time(arguments: argparse.Namespace) -> dict[str, float]:
         "calibration_seconds": wall["calibration"],
         "calibration_over_forward": wall["calibration"] / wall["forward"],
         "calibration_over_forward_cpu_time": cpu["calibration"] / cpu["forward"],
-        "searches_one_core_seconds": measure_searches(collect_histograms(model, batches), arguments.repeats),
+        "searches_one_core_seconds": measure_searches(collect_histograms(graph, layout, batches), arguments.repeats),
     }
 
 
@@ -198,10 +203,8 @@ def measure_searches(histograms: Mapping[str, Any], repeats: int) -> float:
 
 def measure_memory(arguments: argparse.Namespace, images: int) -> float:
     """Quantize with every calibrator by the default method, and return the peak memory."""
-    model, target = float_model(arguments), ort_target()
-    quantize_once(
-        arguments, model, target, images, tuple(CALIBRATORS), PtqMethod(), min(MethodOptions.rounding_images, images)
-    )
+    few = min(MethodOptions.rounding_images, images)
+    quantize_once(arguments, float_graph(arguments), ort_target(), images, tuple(CALIBRATORS), PtqMethod(), few)
     return peak_mb()
 
 
@@ -225,38 +228,41 @@ def model_path(folder: Path, label: str) -> Path:
 
 
 def export_float(arguments: argparse.Namespace, folder: Path) -> None:
-    export_onnx(float_model(arguments), model_path(folder, FLOAT), arguments.image_size)
+    export(float_graph(arguments), model_path(folder, FLOAT))
+
+
+def export(graph: fx.GraphModule, path: Path, target: Target | None = None) -> None:
+    export_graph(graph, path, target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
 
 
 def quantize_with_repquant(
     arguments: argparse.Namespace, folder: Path, label: str, *, calibrator: str, method: PtqMethod, rounding_images: int
 ) -> dict[str, float]:
-    model, target = float_model(arguments), ort_target()
+    graph, target = float_graph(arguments), ort_target()
     started = perf_counter()
-    quantized = quantize_once(arguments, model, target, arguments.images, (calibrator,), method, rounding_images)
+    quantized = quantize_once(arguments, graph, target, arguments.images, (calibrator,), method, rounding_images)
     before_export = perf_counter()
-    export_onnx(quantized, model_path(folder, label), arguments.image_size, target)
+    export(quantized, model_path(folder, label), target)
     ended = perf_counter()
     return {"seconds": ended - started, "export_seconds": ended - before_export, "peak_mb": peak_mb()}
 
 
 def quantize_once(
     arguments: argparse.Namespace,
-    model: RepVGG,
+    graph: fx.GraphModule,
     target: Target,
     images: int,
     calibrators: Sequence[str],
     method: PtqMethod,
     rounding_images: int,
-) -> RepVGG:
+) -> fx.GraphModule:
     """Do what `repquant ptq` does up to the export, and return the model of the last calibrator."""
-    prepared = prepare(model, method, target, calibration_images(arguments, images))
-    histograms = collect_histograms(prepared, calibration_images(arguments, images))
+    prepared = prepare(graph, method, target, calibration_images(arguments, images))
+    calibrated = collect(prepared, calibration_images(arguments, images), target, method, ())
     for calibrator in calibrators:
-        ranges = activation_ranges(calibrator, histograms, target)
         few = min(rounding_images, images)
         rounding = calibration_images(arguments, few) if few else ()
-        quantized = quantize(prepared, ranges, target, method, rounding)
+        quantized = calibrated.round(calibrated.plan(calibrator), rounding).simulated()
     return quantized
 
 

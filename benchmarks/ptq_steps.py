@@ -16,8 +16,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from repquant.atomic import replace_file
 from repquant.bench.environment import environment
@@ -26,11 +27,11 @@ from repquant.cli.options import CalibrationOptions, DataOptions
 from repquant.data.datasets import open_split
 from repquant.data.loading import Batch, Loader
 from repquant.evaluate.stream import evaluate
+from repquant.graph.capture import capture
+from repquant.methods.ptq import PtqMethod, prepare
 from repquant.models.checkpoints import load_model
-from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
-from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.ptq import PtqMethod, prepare, quantize
+from repquant.quantize import collect
 from repquant.report.rows import measured_row
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.pytorch import PyTorchRuntime
@@ -55,7 +56,8 @@ def main() -> None:
     arguments = parse()
     options = DataOptions(data=arguments.data, image_size=arguments.image_size, crop_ratio=arguments.crop_ratio)
     model = reparameterize(load_model(Path(arguments.weights), arguments.arch, arguments.num_classes))
-    float_runtime = Remembered(PyTorchRuntime(model))
+    graph = capture(model, torch.zeros(2, 3, arguments.image_size, arguments.image_size))
+    float_runtime = Remembered(PyTorchRuntime(graph))
     validation = images_of(options, arguments.evaluation_images)
     rows = read_rows(arguments.json)
     for setting in arguments.settings.split(";"):
@@ -66,7 +68,7 @@ def main() -> None:
                 continue
             method, rounding_images = STEPS[step]
             started = perf_counter()
-            quantized = quantize_once(model, method, target, options, arguments, rounding_images)
+            quantized = quantize_once(graph, method, target, options, arguments, rounding_images)
             seconds = perf_counter() - started
             rows.append(
                 {"setting": name, "step": step, "seconds": seconds} | measure(float_runtime, quantized, validation)
@@ -92,21 +94,20 @@ def images_in(batches: list[Batch]) -> int:
 
 
 def quantize_once(
-    model: RepVGG,
+    graph: fx.GraphModule,
     method: PtqMethod,
     target: Target,
     options: DataOptions,
     arguments: argparse.Namespace,
     rounding_images: int,
-) -> RepVGG:
+) -> fx.GraphModule:
     calibration = open_calibration(
         CalibrationOptions(calibration_images=arguments.images), options, options.data, rounding_images
     )
-    prepared = prepare(model, method, target, tensors(calibration.ranges))
-    histograms = collect_histograms(prepared, tensors(calibration.ranges))
-    ranges = activation_ranges(arguments.calibrator, histograms, target)
+    prepared = prepare(graph, method, target, tensors(calibration.ranges))
+    calibrated = collect(prepared, tensors(calibration.ranges), target, method, ())
     rounding = () if calibration.rounding is None else tensors(calibration.rounding)
-    return quantize(prepared, ranges, target, method, rounding)
+    return calibrated.round(calibrated.plan(arguments.calibrator), rounding).simulated()
 
 
 class Remembered:
@@ -125,7 +126,7 @@ class Remembered:
         return self._logits[address]
 
 
-def measure(float_runtime: Remembered, quantized: RepVGG, images: list[Batch]) -> dict[str, Any]:
+def measure(float_runtime: Remembered, quantized: fx.GraphModule, images: list[Batch]) -> dict[str, Any]:
     runtimes: dict[str, Runtime] = {FLOAT: float_runtime, "quantized": PyTorchRuntime(quantized)}
     evaluation = evaluate(runtimes, images, compare=[("quantized", FLOAT)])
     row = measured_row(evaluation, "quantized", runtime="pytorch", runtime_version="", float_name=FLOAT)

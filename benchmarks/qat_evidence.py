@@ -30,6 +30,7 @@ from repquant.data.datasets import open_split
 from repquant.data.loading import Loader
 from repquant.data.transforms import EvalTransform
 from repquant.evaluate.stream import evaluate
+from repquant.methods.equalize import find_scales
 from repquant.methods.ptq import PtqMethod
 from repquant.models.checkpoints import load_model
 from repquant.models.reparam import reparameterize
@@ -37,7 +38,6 @@ from repquant.models.zoo import builtin_weights
 from repquant.numerics.distance import softmax_kl
 from repquant.qat.kernels import KernelSource
 from repquant.qat.network import finish_qat, prepare_qat, trained_graph
-from repquant.quant.equalize import find_scales
 from repquant.report.rows import measured_row
 from repquant.repvgg.branches import absorb, scale_branches, training_blocks
 from repquant.repvgg.insert_bn import NormalizedConv2d, insert_bn, measure_outputs
@@ -161,7 +161,7 @@ class Bench:
         if method == EQUIVALENT:
             return dict(start.sources)
         if method == AS_TRAINED:
-            scales = find_scales(self.teacher, "noise", self.images(512), target_of(bits))
+            scales = find_scales(captured(self.teacher), "noise", self.images(512), target_of(bits))
             branches = absorb(scale_branches(self.model, *scales), start.deploy)
             return {f"{name}.conv": EquivalentKernel(block) for name, block in training_blocks(branches).items()}
         if method == INSERTED:

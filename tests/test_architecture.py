@@ -16,7 +16,6 @@ LAYERS = (
     ("data",),
     ("train",),
     ("qat",),
-    ("quant",),
     ("repvgg",),
     ("export",),
     ("runtimes",),
@@ -24,6 +23,13 @@ LAYERS = (
     ("report",),
     ("cli",),
 )
+ASK_FOR_MODELS = {
+    "models": "its own",
+    "train": "the float recipes of RepVGG: initial weights, terms of the loss, rates for a block's branches",
+    "repvgg": "quantization-aware training of the branches",
+    "cli": "the verbs for RepVGG checkpoints",
+}
+"""Rooms that may import `repquant.models`, and what for; every other one serves any network."""
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -67,6 +73,17 @@ def test_files_have_one_noun_for_a_name_and_stay_small(path):
 def test_every_folder_is_a_layer():
     folders = {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
     assert folders <= set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_rooms_for_any_network_do_not_know_the_blocks_of_one(path):
+    if layer_of(name_of(path)) not in ASK_FOR_MODELS:
+        assert not {module for module in imports(path) if layer_of(module) in ("models", "repvgg")}
+
+
+def test_the_list_of_those_who_know_them_is_not_longer_than_needed():
+    asking = {layer_of(name_of(path)) for path in FILES if any(layer_of(name) == "models" for name in imports(path))}
+    assert asking == set(ASK_FOR_MODELS)
 
 
 def test_the_check_sees_an_arrow_that_points_up(tmp_path):

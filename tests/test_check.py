@@ -12,12 +12,11 @@ from onnx import TensorProto, numpy_helper
 
 import repquant
 from repquant.errors import InputError
-from repquant.export.onnx import export_onnx
+from repquant.export.onnx import export_graph
+from repquant.graph.capture import capture
+from repquant.methods.ptq import PtqMethod
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
-from repquant.models.shortcut import split_identity
-from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.convert import quantize_model
 from repquant.targets.target import resolve_target
 
 
@@ -39,12 +38,10 @@ def images():
 @pytest.fixture(scope="module")
 def export(network, images, tmp_path_factory):
     def run(name, kind="fused", **settings):
-        model = network if kind == "fused" else split_identity(network, kind)
         target = resolve_target(name, fast_int8_dot=False, **settings)
-        ranges = activation_ranges("max", collect_histograms(model, [images]), target)
-        path = tmp_path_factory.mktemp("ours") / "model.onnx"
-        export_onnx(quantize_model(model, ranges, target), path, 32, target)
-        return path
+        method = PtqMethod(equalization="none", identity=kind, rounding="nearest")
+        quantized = repquant.quantize(network, [images], target=target, calibrator="max", method=method)
+        return quantized.save(tmp_path_factory.mktemp("ours") / "model.onnx")
 
     return run
 
@@ -73,7 +70,7 @@ def test_our_files_for_tensorrt_are_in_integers_throughout(export, settings):
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_our_files_for_the_cpu_run_their_layers_in_integers(export, target):
     found = repquant.check(export(target), target)
-    assert {finding.node for finding in found} <= {"pool.module/ReduceMean"}
+    assert {finding.node for finding in found} <= {"pool/ReduceMean"}
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
@@ -108,7 +105,7 @@ class Reader(ort_quantization.CalibrationDataReader):
 
 @pytest.mark.parametrize("quantize_bias", [True, False])
 def test_files_of_onnxruntime(network, images, tmp_path, quantize_bias):
-    export_onnx(network, tmp_path / "float.onnx", 32)
+    export_graph(capture(network, images), tmp_path / "float.onnx", inputs=["images"])
     ort_quantization.quantize_static(
         tmp_path / "float.onnx",
         tmp_path / "theirs.onnx",
@@ -124,8 +121,8 @@ def test_files_of_onnxruntime(network, images, tmp_path, quantize_bias):
     assert not severities(tmp_path / "theirs.onnx", "onnxruntime") & {"refused"}
 
 
-def test_a_float_file_runs_in_float(network, tmp_path):
-    export_onnx(network, tmp_path / "float.onnx", 32)
+def test_a_float_file_runs_in_float(network, images, tmp_path):
+    export_graph(capture(network, images), tmp_path / "float.onnx", inputs=["images"])
     for target in ("tensorrt", "onnxruntime", "openvino"):
         assert "runs in float" in severities(tmp_path / "float.onnx", target)
         assert "refused" not in severities(tmp_path / "float.onnx", target)

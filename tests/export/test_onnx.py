@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from repquant.errors import InputError
-from repquant.export.onnx import export_onnx
+from repquant.export.onnx import export_graph
+from repquant.graph.capture import capture
+from repquant.methods.ptq import PtqMethod
 from repquant.models.blocks import SqueezeExcite
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
-from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.convert import quantize_model
+from repquant.quantize import quantize
 from repquant.runtimes.available import open_runtime
 from repquant.runtimes.cpu import int8_support
 from repquant.simulation.layers import QuantizedConv2d, QuantizedLinear
@@ -41,6 +42,7 @@ def images():
     return torch.randn(6, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
 
+NEAREST = PtqMethod(equalization="none", rounding="nearest")
 STORAGES = {
     "onnxruntime": ("onnxruntime", {}),
     "tensorrt": ("tensorrt", {}),
@@ -53,13 +55,11 @@ STORAGES = {
 @pytest.fixture(scope="module", params=STORAGES)
 def exported(request, images, tmp_path_factory):
     torch.manual_seed(0)
-    model = Block().eval()
     name, storage = STORAGES[request.param]
     target = resolve_target(name, weight_bits=8 if int8_support().safe else 7, **storage)
-    ranges = activation_ranges("max", collect_histograms(model, [images]), target)
-    quantized = quantize_model(model, ranges, target)
+    quantized = quantize(Block().eval(), [images], target=target, calibrator="max", method=NEAREST).module
     path = tmp_path_factory.mktemp("export") / "block.onnx"
-    size = export_onnx(quantized, path, (16, 24), target)
+    size = export_graph(quantized, path, target)
     return target, quantized, path, size
 
 
@@ -159,7 +159,7 @@ def test_nodes_have_the_names_of_their_modules(exported):
     _, _, path, _ = exported
     names = [node.name for node in onnx.load(path).graph.node]
     assert len(set(names)) == len(names)
-    assert {"conv/Conv", "se.module.down/Conv", "grouped/Conv", "head/Gemm"} <= {*names}
+    assert {"conv/Conv", "se.down/Conv", "grouped/Conv", "head/Gemm"} <= {*names}
 
 
 def test_tensorrt_pools_instead_of_reducing(exported):
@@ -192,7 +192,7 @@ def test_nothing_of_this_machine_is_in_the_file(exported):
 def test_float_export_equals_torch(images, tmp_path, engine):
     torch.manual_seed(1)
     model = reparameterize(build("RepVGG-tiny", 7).eval())
-    export_onnx(model, tmp_path / "float.onnx", (16, 24))
+    export_graph(capture(model, images), tmp_path / "float.onnx")
     with torch.inference_mode():
         expected = model(images).numpy()
     logits = open_runtime(engine, tmp_path / "float.onnx")(images.numpy())
@@ -201,12 +201,11 @@ def test_float_export_equals_torch(images, tmp_path, engine):
 
 def test_folder_that_does_not_exist(tmp_path):
     with pytest.raises(InputError, match="can't write"):
-        export_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)).eval(), tmp_path / "missing" / "m.onnx", 8)
+        export_graph(capture(nn.Conv2d(3, 2, 1), torch.zeros(2, 3, 8, 8)), tmp_path / "missing" / "m.onnx")
 
 
 def test_a0_with_1000_classes_is_at_most_8_7_megabytes(tmp_path):
     model = reparameterize(build("RepVGG-A0", 1000).eval())
     target = resolve_target("tensorrt")
-    histograms = collect_histograms(model, [torch.randn(1, 3, 64, 64)])
-    quantized = quantize_model(model, activation_ranges("max", histograms, target), target)
-    assert export_onnx(quantized, tmp_path / "a0.onnx", 224, target) <= 8_700_000
+    quantized = quantize(model, [torch.randn(2, 3, 64, 64)], target=target, calibrator="max", method=NEAREST)
+    assert export_graph(quantized.module, tmp_path / "a0.onnx", target) <= 8_700_000

@@ -8,14 +8,13 @@ import onnxruntime
 import pytest
 import torch
 
-from repquant.export.onnx import export_onnx
-from repquant.models.blocks import SHORTCUT_KINDS
+from repquant.export.onnx import export_graph
+from repquant.methods.identity import SHORTCUT_KINDS
+from repquant.methods.ptq import PtqMethod
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
-from repquant.models.shortcut import split_identity
 from repquant.models.spec import ArchSpec
-from repquant.quant.calibrate import activation_ranges, collect_histograms
-from repquant.quant.convert import quantize_model
+from repquant.quantize import quantize
 from repquant.runtimes.available import open_runtime
 from repquant.targets.target import resolve_target
 
@@ -45,12 +44,11 @@ def network():
 )
 def exported(request, network, images, tmp_path_factory):
     kind, name = request.param
-    split = split_identity(network, kind)
     target = resolve_target(name, weight_bits=7)  # no CPU saturates with these
-    ranges = activation_ranges("max", collect_histograms(split, [images]), target)
-    quantized = quantize_model(split, ranges, target)
+    method = PtqMethod(equalization="none", identity=kind, rounding="nearest")
+    quantized = quantize(network, [images], target=target, calibrator="max", method=method).module
     path = tmp_path_factory.mktemp("shortcut") / "model.onnx"
-    export_onnx(quantized, path, 32, target)
+    export_graph(quantized, path, target)
     return kind, name, quantized, path
 
 

@@ -8,6 +8,7 @@ from repquant.methods.identity import (
     SHORTCUT_KINDS,
     count_identities,
     diagonal_center,
+    identity_layers,
     identity_mask,
     identity_weights,
     may_have_identity,
@@ -64,7 +65,7 @@ def test_the_factor_of_a_shortcut_is_an_identity_weight():
 @pytest.mark.parametrize("kind", SHORTCUT_KINDS)
 def test_the_network_computes_the_same_and_is_not_changed(mixed, images, kind):
     before = {name: value.clone() for name, value in mixed.state_dict().items()}
-    split = split_identity(mixed, kind, SCHEME)
+    split = split_identity(mixed, kind, SCHEME, identity_layers(mixed))
     assert count_identities(mixed) == 2  # the block, and the depthwise convolution
     with torch.no_grad():
         assert sqnr_db(mixed(images), split(images)) > 100
@@ -76,7 +77,9 @@ def test_the_network_computes_the_same_and_is_not_changed(mixed, images, kind):
 
 def test_what_each_kind_leaves_in_the_kernel(mixed):
     original = kernel(mixed, "block")
-    residual, depthwise, coarse = (kernel(split_identity(mixed, kind, SCHEME), "block") for kind in SHORTCUT_KINDS)
+    residual, depthwise, coarse = (
+        kernel(split_identity(mixed, kind, SCHEME, identity_layers(mixed)), "block") for kind in SHORTCUT_KINDS
+    )
     assert torch.equal(diagonal_center(residual), diagonal_center(original) - 1)
     assert torch.equal(diagonal_center(depthwise), torch.zeros(8))
     step = original[:, :, 1, 1].abs().amax(1) / SCHEME.qmax
@@ -84,7 +87,7 @@ def test_what_each_kind_leaves_in_the_kernel(mixed):
 
 
 def test_layers_in_float_stay_whole(mixed):
-    split = split_identity(mixed, "depthwise", SCHEME, ["block"])
+    split = split_identity(mixed, "depthwise", SCHEME, identity_layers(mixed, ["block"]))
     assert torch.equal(kernel(split, "block"), kernel(mixed, "block"))
     assert "block_shortcut" not in layer_nodes(split)
     assert count_identities(mixed, ["block"]) == 1
@@ -99,7 +102,7 @@ def test_no_factor_does_harm(plan, kind, factor):
     diagonal = torch.where(torch.arange(16) % 2 == 0, factor, 1.0)
     network[0].weight.data[torch.arange(16), torch.arange(16), 1, 1] = diagonal
     maps = torch.randn(8, 16, 12, 12, generator=torch.Generator().manual_seed(1)).relu()
-    split = split_identity(capture(network, maps), kind, SCHEME)
+    split = split_identity(capture(network, maps), kind, SCHEME, ["0"])
     simulated = simulate(split, plan(split, [maps], resolve_target("tensorrt")))
     with torch.no_grad():
         expected, found = network(maps), simulated(maps)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from repquant.methods.identity import diagonal_center, split_identity
+from repquant.methods.identity import diagonal_center, identity_layers, split_identity
 from repquant.methods.ptq import ROUNDINGS, PtqMethod, round_graph
 from repquant.methods.reconstruct import ReconstructionOptions
 from repquant.methods.weight_grids import find_weight_grids, least_squares_grid
@@ -86,6 +86,6 @@ def test_the_step_is_finer_where_no_weight_is_needed(mixed, images, plan):
 
 def test_the_factors_of_an_identity_set_apart_are_not_clipped(mixed, images, plan):
     target = target_of(3, per_tensor=True)
-    split = split_identity(mixed, "depthwise", target.weight)
+    split = split_identity(mixed, "depthwise", target.weight, identity_layers(mixed))
     grid = find_weight_grids(split, "mse", plan(split, [images], target))["block_shortcut"]
     assert grid.scale * target.weight.qmax >= split.get_submodule("block_shortcut").weight.abs().max() * 0.999

@@ -3,24 +3,27 @@ import copy
 import pytest
 import torch
 
+from repquant.graph.channels import apply_scales, find_channels
 from repquant.models.fuse import equivalent_kernel
 from repquant.models.reparam import reparameterize
-from repquant.quant.equalize import apply_scales, find_chain
 from repquant.repvgg.branches import absorb, normalize_branches, scale_branches, training_blocks
+from repquant.repvgg.qat_start import captured, with_parameters_of
 
 
 def scales_for(deploy):
-    generator = torch.Generator().manual_seed(5)
-    links = find_chain(deploy)
-    channels = [len(deploy.get_submodule(link.producer).weight) for link in links]
-    return links, [torch.rand(count, generator=generator) * 3 + 0.2 for count in channels]
+    channels = find_channels(captured(deploy))
+    return channels, torch.rand(channels.count, generator=torch.Generator().manual_seed(5)) * 3 + 0.2
+
+
+def scaled_deploy(deploy, channels, scales):
+    return with_parameters_of(deploy, apply_scales(captured(deploy), channels, scales))
 
 
 def test_scaled_branches_are_the_scaled_kernels(branches, images):
     deploy = reparameterize(branches)
-    links, scales = scales_for(deploy)
-    expected = apply_scales(deploy, links, scales)
-    scaled = scale_branches(branches, links, scales)
+    channels, scales = scales_for(deploy)
+    expected = scaled_deploy(deploy, channels, scales)
+    scaled = scale_branches(branches, channels, scales)
     found = reparameterize(scaled)
     for name, parameter in expected.named_parameters():
         assert torch.allclose(found.get_parameter(name), parameter, rtol=1e-4, atol=1e-5), name
@@ -30,8 +33,8 @@ def test_scaled_branches_are_the_scaled_kernels(branches, images):
 
 def test_statistics_remain_those_of_the_inputs(branches, images):
     """In training mode, where batch statistics are used, the network computes the same as before too."""
-    links, scales = scales_for(reparameterize(branches))
-    scaled = scale_branches(branches, links, scales)
+    channels, scales = scales_for(reparameterize(branches))
+    scaled = scale_branches(branches, channels, scales)
     with torch.no_grad():
         before, after = copy.deepcopy(branches).train()(images), scaled.train()(images)
     assert torch.allclose(before, after, rtol=1e-2, atol=1e-3)
@@ -89,8 +92,8 @@ def test_a_channel_whose_3x3_branch_is_dead_keeps_its_kernel(branches):
 def test_other_blocks_absorb_the_scales_too(kind, images, training_network):
     model = training_network(block=kind)
     deploy = reparameterize(model)
-    links, scales = scales_for(deploy)
-    expected = apply_scales(deploy, links, scales)
-    fused = reparameterize(absorb(scale_branches(model, links, scales), expected))
+    channels, scales = scales_for(deploy)
+    expected = scaled_deploy(deploy, channels, scales)
+    fused = reparameterize(absorb(scale_branches(model, channels, scales), expected))
     with torch.no_grad():
         assert torch.allclose(fused(images), deploy(images), rtol=1e-3, atol=1e-4)

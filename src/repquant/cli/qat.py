@@ -95,7 +95,6 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     from repquant.graph.interface import with_example
     from repquant.models.checkpoints import save_model
     from repquant.models.reparam import reparameterize
-    from repquant.models.shortcut import merge_residuals
     from repquant.qat.network import finish_qat, prepare_qat
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
     from repquant.repvgg.insert_bn import load_inserted_bn
@@ -151,9 +150,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     assert isinstance(trained, fx.GraphModule)
     finished = finish_qat(trained, start.graph, start.plan)
     quantized = finished.simulated()
-    # Checkpoints have no blocks with a shortcut: a residual goes back into the kernel.
-    rounded = merge_residuals(rounded_deploy(start.deploy, finished.graph, quantized))
-    save_model(rounded, output / "model.safetensors")
+    save_model(rounded_deploy(start, finished.graph, quantized), output / "model.safetensors")
     images = torch.zeros(2, 3, options.image_size, options.image_size)
     proof = prove(
         with_example(captured(reparameterize(model)), images),

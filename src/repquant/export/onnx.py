@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import torch
 from onnx import version_converter
-from torch import Tensor, fx, nn
+from torch import fx
 
 from repquant.atomic import replace_file
 from repquant.export.circular import unwrap_padding
@@ -28,28 +28,6 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
 
-def export_onnx(model: nn.Module, path: Path, image_size: int | tuple[int, int], target: Target | None = None) -> int:
-    """Write `model` to `path` as ONNX with a dynamic batch, checked, and return its size in bytes.
-
-    The graph maps `images` (N, 3, H, W), float32 and normalized, to `logits` (N, K). Quantized modules become Q/DQ
-    pairs; the target says how their weights and biases are stored. Nodes have the names of the modules that they come
-    from.
-
-    Args:
-        model: deploy model, float or quantized, on the CPU.
-        path: file to write; it appears only when it is complete.
-        image_size: side, or (height, width), of the images in pixels.
-        target: of a quantized model; None for a float one.
-
-    Raises:
-        InputError: the folder of `path` can't be written.
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    # Two images: the exporter takes a dimension of 1 for a constant.
-    example = torch.zeros(2, 3, height, width)
-    return _write(model, path, target, (example,), [INPUT_NAME], [OUTPUT_NAME], dynamic_batch=True)
-
-
 def export_graph(
     graph: fx.GraphModule,
     path: Path,
@@ -61,7 +39,8 @@ def export_graph(
     """Write a captured network to `path` as ONNX, checked, and return its size in bytes.
 
     Inputs have the names of the module's arguments, and outputs the keys of the dict that it returns, where they are
-    not given. The batch is dynamic where the capture left it so. The rest is as in `export_onnx`.
+    not given. The batch is dynamic where the capture left it so. Quantized layers become Q/DQ pairs; the target says
+    how their weights and biases are stored. Nodes have the names of the layers that they come from.
 
     Args:
         graph: from `capture`, or simulated, on the CPU.
@@ -73,29 +52,10 @@ def export_graph(
     Raises:
         InputError: the folder of `path` can't be written.
     """
-    return _write(
-        flattened(graph),
-        path,
-        target,
-        flat_example(graph),
-        list(inputs) or input_names(graph),
-        list(outputs) or output_names(graph),
-        dynamic_batch=captured_of(graph).dynamic_batch,
-    )
-
-
-def _write(
-    model: nn.Module,
-    path: Path,
-    target: Target | None,
-    example: tuple[Tensor, ...],
-    inputs: list[str],
-    outputs: list[str],
-    *,
-    dynamic_batch: bool,
-) -> int:
-    is_quantized = any(isinstance(module, FakeQuantize) for module in model.modules())
+    is_quantized = any(isinstance(module, FakeQuantize) for module in graph.modules())
     assert is_quantized == (target is not None), "a quantized model is exported for its target, a float one for none"
+    inputs, outputs = list(inputs) or input_names(graph), list(outputs) or output_names(graph)
+    example, model = flat_example(graph), flattened(graph)
     batch = torch.export.Dim("batch")
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -105,7 +65,7 @@ def _write(
             opset_version=OPSET,
             input_names=[f"_input_{index}" for index in range(len(inputs))],
             output_names=[f"_output_{index}" for index in range(len(outputs))],
-            dynamic_shapes=tuple({0: batch} for _ in example) if dynamic_batch else None,
+            dynamic_shapes=tuple({0: batch} for _ in example) if captured_of(graph).dynamic_batch else None,
             verbose=False,
         )
     assert program is not None, "the exporter returns a program when it is given no file"

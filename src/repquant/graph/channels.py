@@ -67,19 +67,23 @@ def apply_scales(graph: fx.GraphModule, channels: Channels, scales: Tensor) -> f
     """
     scaled = copy_graph(graph)
     for name, indices in channels.layers.items():
-        layer = scaled.get_submodule(name)
-        weight, bias = layer.weight, layer.bias
-        assert isinstance(weight, Tensor)
-        factors = scales.to(weight.device, weight.dtype)
-        before, after = scales_at(factors, indices.inputs), scales_at(factors, indices.outputs)
-        changed = weight.detach().clone(memory_format=torch.contiguous_format)
-        kernel = grouped(layer, changed)
-        kernel.div_(before.view(len(kernel), 1, -1, 1)).mul_(after.view(len(kernel), -1, 1, 1))
-        weight.copy_(changed)
-        if bias is not None:
-            assert isinstance(bias, Tensor)
-            bias.mul_(after)
+        scale_layer(scaled.get_submodule(name), scales_at(scales, indices.inputs), scales_at(scales, indices.outputs))
     return scaled
+
+
+@torch.no_grad()
+def scale_layer(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Let a layer, in place, expect an input that is multiplied by scales (I,), and multiply its output by (O,)."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    before, after = (scales.to(weight.device, weight.dtype) for scales in (inputs, outputs))
+    changed = weight.detach().clone(memory_format=torch.contiguous_format)
+    kernel = grouped(layer, changed)
+    kernel.div_(before.view(len(kernel), 1, -1, 1)).mul_(after.view(len(kernel), -1, 1, 1))
+    weight.copy_(changed)
+    if bias is not None:
+        assert isinstance(bias, Tensor)
+        bias.mul_(after)
 
 
 class _Numbers:

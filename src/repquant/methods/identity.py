@@ -70,16 +70,27 @@ def identity_mask(layer: nn.Module) -> Tensor | None:
     return mask
 
 
+def identity_layers(graph: fx.GraphModule, keep_float: Collection[str] = ()) -> list[str]:
+    """Return the convolutions that may have an identity branch in their kernel.
+
+    Args:
+        graph: from `capture`.
+        keep_float: layers that are left out, see `graph.layout.resolve_keep_float`.
+    """
+    kept = resolve_keep_float(graph, keep_float)
+    return [name for name in layer_nodes(graph) if name not in kept and may_have_identity(graph.get_submodule(name))]
+
+
 def count_identities(graph: fx.GraphModule, keep_float: Collection[str] = ()) -> int:
-    """Return how many convolutions `split_identity` sets an identity apart from."""
-    return len(_fused(graph, keep_float))
+    """Return how many layers `identity_layers` finds."""
+    return len(identity_layers(graph, keep_float))
 
 
 @torch.no_grad()
 def split_identity(
-    graph: fx.GraphModule, kind: ShortcutKind, scheme: Scheme, keep_float: Collection[str] = ()
+    graph: fx.GraphModule, kind: ShortcutKind, scheme: Scheme, layers: Collection[str]
 ) -> fx.GraphModule:
-    """Return a copy of a network with a shortcut beside every convolution that may have an identity branch.
+    """Return a copy of a network with a shortcut beside convolutions.
 
     The copy computes the same up to rounding. The convolution keeps its name; a shortcut with weights has the name of
     the convolution with `_shortcut` behind it.
@@ -88,25 +99,20 @@ def split_identity(
         graph: from `capture`; it is not changed.
         kind: of the shortcut.
         scheme: of the weights, for "coarse-fine": the grid that the coarse part lies on.
-        keep_float: layers that stay in float, see `graph.layout.resolve_keep_float`; they stay whole.
+        layers: the convolutions, some of `identity_layers`.
 
     Raises:
         InputError: `keep_float` has a name that is not known.
     """
     split = copy_graph(graph)
     nodes = layer_nodes(split)
-    for name in _fused(graph, keep_float):
+    for name in layers:
         convolution = split.get_submodule(name)
         assert isinstance(convolution, nn.Conv2d)
         _set_apart(split, nodes[name], _shortcut(convolution, kind, scheme))
     split.graph.lint()
     split.recompile()
     return split
-
-
-def _fused(graph: fx.GraphModule, keep_float: Collection[str]) -> list[str]:
-    kept = resolve_keep_float(graph, keep_float)
-    return [name for name in layer_nodes(graph) if name not in kept and may_have_identity(graph.get_submodule(name))]
 
 
 def _diagonal(kernel: Tensor) -> tuple[Tensor, Tensor, int, int]:

@@ -18,7 +18,7 @@ from repquant.graph.run import Batch
 from repquant.methods.bias_correction import correct_biases
 from repquant.methods.equalize import EQUALIZATIONS, Equalization, equalize
 from repquant.methods.feedback import round_weights
-from repquant.methods.identity import SHORTCUT_KINDS, ShortcutKind, split_identity
+from repquant.methods.identity import SHORTCUT_KINDS, ShortcutKind, identity_layers, split_identity
 from repquant.methods.reconstruct import ReconstructionOptions, check_checkpoint, reconstruct
 from repquant.methods.rounded import Rounded
 from repquant.methods.weight_grids import WEIGHT_RANGES, WeightRanges, find_weight_grids
@@ -97,7 +97,7 @@ def prepare(
         graph = equalize(graph, method.equalization, batches, target, layout, method.shortcut, on_batch)
     if method.identity == "fused":
         return graph
-    return split_identity(graph, method.identity, target.weight, keep_float)
+    return split_identity(graph, method.identity, target.weight, identity_layers(graph, keep_float))
 
 
 def round_graph(

@@ -1,14 +1,10 @@
 """The RepVGG block in its two forms: parallel branches for training, one convolution for deployment."""
 
 from abc import abstractmethod
-from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from repquant.models.spec import BlockSpec
-
-ShortcutKind = Literal["residual", "depthwise", "coarse-fine"]
-SHORTCUT_KINDS: tuple[ShortcutKind, ...] = get_args(ShortcutKind)
 
 
 class ConvBN(nn.Module):
@@ -117,53 +113,6 @@ class DeployBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I, H, W) to (N, O, ceil(H/stride), ceil(W/stride))."""
         y: Tensor = self.post_se(self.relu(self.se(self.conv(x))))
-        return y
-
-
-class Term(nn.Identity):
-    """A summand of a block's output, named so that targets which add integers can quantize it."""
-
-
-class ShortcutTerm(Term):
-    """The summand that a shortcut with weights of its own computes."""
-
-
-class Residual(nn.Identity):
-    """The input of a block, added to its output as it is."""
-
-
-class ShortcutBlock(nn.Module):
-    """Deploy form with the identity branch apart: post_se(relu(se(conv3x3(x) + bias + shortcut(x)))).
-
-    Args:
-        spec: of a block with an identity branch.
-        kind: "residual" adds the input itself, "depthwise" multiplies it by a factor a channel, "coarse-fine" applies
-            a full 1x1 kernel.
-    """
-
-    def __init__(self, spec: BlockSpec, kind: ShortcutKind) -> None:
-        super().__init__()
-        assert spec.has_identity, "a block without an identity branch has nothing to set apart"
-        self.spec = spec
-        self.kind = kind
-        channels = spec.out_channels
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=spec.groups)
-        self.conv_term = Term()
-        self.shortcut: Residual | nn.Conv2d
-        if kind == "residual":
-            self.shortcut = Residual()
-        else:
-            groups = channels if kind == "depthwise" else spec.groups
-            self.shortcut = nn.Conv2d(channels, channels, 1, groups=groups, bias=False)
-        self.shortcut_term = nn.Identity() if kind == "residual" else ShortcutTerm()
-        self.se = squeeze_excite(spec)
-        self.relu = nn.ReLU()
-        self.post_se = post_squeeze_excite(spec)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
-        total = self.conv_term(self.conv(x)) + self.shortcut_term(self.shortcut(x))
-        y: Tensor = self.post_se(self.relu(self.se(total)))
         return y
 
 

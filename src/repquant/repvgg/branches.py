@@ -5,43 +5,40 @@ with the branches from the best that post-training quantization found.
 """
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from repquant.models.blocks import ConvBN, RepVGGBlock, ShortcutBlock, SqueezeExcite, TrainingBlock
-from repquant.models.fuse import equivalent_kernel, identity_kernel, inference_scale_shift
+from repquant.graph.channels import Channels, scale_layer
+from repquant.models.blocks import ConvBN, RepVGGBlock, TrainingBlock
+from repquant.models.fuse import equivalent_kernel, inference_scale_shift
 from repquant.models.network import RepVGG
 from repquant.models.qarep import QARepVGGBlock
 from repquant.models.repopt_blocks import RepOptBlock, RepOptSearchBlock
-from repquant.quant.equalize import Link, divide_columns
+from repquant.numerics.equalization import scales_at
 
 
 @torch.no_grad()
-def scale_branches(model: RepVGG, links: Sequence[Link], scales: Sequence[Tensor]) -> RepVGG:
-    """Return a copy in training form in which the tensor of each link is multiplied by its scales (C,).
+def scale_branches(model: RepVGG, channels: Channels, scales: Tensor) -> RepVGG:
+    """Return a copy in training form whose channels are multiplied by scales.
 
     It computes the same in evaluation mode. Convolutions and normalizations take the scales up, so that statistics
     remain those of their inputs; what a block of another kind than RepVGG's can't take up is left to `absorb`.
+
+    Args:
+        model: training form; it is not changed.
+        channels: of its deploy form, captured.
+        scales: (count,), positive.
     """
     scaled = copy.deepcopy(model)
-    for link, scale in zip(links, scales, strict=True):
-        producer, consumer = (_block_of(scaled, layer) for layer in (link.producer, link.consumer))
-        factor = scale.to(torch.float32)
-        if isinstance(producer, RepVGGBlock):
-            for bn in (producer.conv3x3.bn, producer.conv1x1.bn, producer.identity):
-                if bn is not None:
-                    bn.weight.mul_(factor)
-                    bn.bias.mul_(factor)
-        if isinstance(consumer, RepVGGBlock):
-            _scale_input(consumer, factor)
-        elif isinstance(consumer, nn.Linear):
-            divide_columns(consumer, factor)
-        for name in link.excitations:
-            excitation = scaled.get_submodule(name)
-            assert isinstance(excitation, SqueezeExcite)
-            divide_columns(excitation.down, factor)
+    blocks = training_blocks(scaled)
+    for name, indices in channels.layers.items():
+        inputs, outputs = (scales_at(scales, index).to(torch.float32) for index in (indices.inputs, indices.outputs))
+        block = blocks.get(name.removesuffix(".conv"))
+        if block is None:  # the head, or a layer of squeeze-and-excite
+            scale_layer(scaled.get_submodule(name), inputs, outputs)
+        elif isinstance(block, RepVGGBlock):
+            _scale_block(block, inputs, outputs)
     return scaled
 
 
@@ -83,8 +80,7 @@ def absorb(model: RepVGG, deploy: RepVGG) -> RepVGG:
 
     Args:
         model: training form.
-        deploy: the same architecture in deploy form, with other weights; its blocks may add their identity branch as
-            a residual.
+        deploy: the same architecture in deploy form, with other weights.
     """
     changed = copy.deepcopy(model)
     for name, block in training_blocks(changed).items():
@@ -92,19 +88,12 @@ def absorb(model: RepVGG, deploy: RepVGG) -> RepVGG:
         assert isinstance(layer, nn.Conv2d)
         assert layer.bias is not None
         kernel, bias = equivalent_kernel(block)
-        if is_residual(deploy, name):
-            kernel = kernel - identity_kernel(len(kernel), block.spec.groups, kernel.dtype, kernel.device)
         weight, shift, factor = _dense_parameters(block)
         reachable = factor != 0
         weight += torch.where(reachable, 1 / factor, 0).view(-1, 1, 1, 1) * (layer.weight - kernel)
         shift += layer.bias - bias
     changed.head.load_state_dict(deploy.head.state_dict())
     return changed
-
-
-def is_residual(deploy: nn.Module, block: str) -> bool:
-    """Whether a block of a deploy model adds its input to the output of its convolution."""
-    return isinstance(deploy.get_submodule(block), ShortcutBlock)
 
 
 def training_blocks(model: nn.Module) -> dict[str, TrainingBlock]:
@@ -128,20 +117,19 @@ def _dense_parameters(block: TrainingBlock) -> tuple[Tensor, Tensor, Tensor]:
     raise NotImplementedError(f"{type(block).__name__} has no 3x3 branch that is known here")
 
 
-def _block_of(model: RepVGG, layer: str) -> nn.Module:
-    """Return the block whose deploy form has the layer `layer`; the head is a block of its own."""
-    return model.get_submodule(layer.removesuffix(".conv"))
-
-
-def _scale_input(block: RepVGGBlock, factor: Tensor) -> None:
-    """Let a block expect an input that is multiplied by a factor (C,)."""
+def _scale_block(block: RepVGGBlock, inputs: Tensor, outputs: Tensor) -> None:
+    """Let a block expect an input that is multiplied by scales (I,), and multiply its output by (O,)."""
     for branch in (block.conv3x3, block.conv1x1):
-        divide_columns(branch.conv, factor)
+        scale_layer(branch.conv, inputs, torch.ones_like(outputs))
     if (bn := block.identity) is not None:
         assert bn.running_mean is not None
         assert bn.running_var is not None
         deviation = torch.sqrt(bn.running_var + bn.eps)
-        bn.running_mean.mul_(factor)
-        bn.running_var.mul_(factor.square())
-        # gamma' / sqrt(var' + eps) has to be gamma / sqrt(var + eps) / factor, eps included.
-        bn.weight.mul_(torch.sqrt(bn.running_var + bn.eps) / (deviation * factor))
+        bn.running_mean.mul_(inputs)
+        bn.running_var.mul_(inputs.square())
+        # gamma' / sqrt(var' + eps) has to be gamma / sqrt(var + eps) / inputs, eps included.
+        bn.weight.mul_(torch.sqrt(bn.running_var + bn.eps) / (deviation * inputs))
+    for bn in (block.conv3x3.bn, block.conv1x1.bn, block.identity):
+        if bn is not None:
+            bn.weight.mul_(outputs)
+            bn.bias.mul_(outputs)

@@ -18,7 +18,7 @@ class EquivalentKernel(KernelSource):
 
     Args:
         block: it is copied.
-        residual: the deploy model adds the block's input by itself; the kernel is what is missing to the identity.
+        residual: the network adds the block's input by itself; the kernel is what is missing to the identity.
 
     Attributes:
         is_refreshing: whether the branches see the input too, once more, and their statistics move.

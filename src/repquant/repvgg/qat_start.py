@@ -10,22 +10,24 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from repquant.errors import InputError
 from repquant.graph.capture import capture
+from repquant.graph.channels import apply_scales
 from repquant.graph.layout import find_layout
 from repquant.graph.plan import Plan, make_plan
 from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.equalize import find_scales
 from repquant.methods.feedback import round_weights
+from repquant.methods.identity import identity_layers, split_identity
 from repquant.methods.ptq import PtqMethod
 from repquant.methods.weight_grids import find_weight_grids
+from repquant.models.fuse import identity_kernel
 from repquant.models.network import RepVGG
 from repquant.models.reparam import reparameterize
-from repquant.models.shortcut import split_identity
 from repquant.qat.kernels import KernelSource
-from repquant.quant.equalize import apply_scales, find_scales
-from repquant.repvgg.branches import absorb, is_residual, normalize_branches, scale_branches, training_blocks
+from repquant.repvgg.branches import absorb, normalize_branches, scale_branches, training_blocks
 from repquant.repvgg.insert_bn import NormalizedConv2d, insert_bn, measure_outputs, without_statistics
 from repquant.repvgg.kernels import EquivalentKernel, FoldedKernel
 from repquant.simulation.network import quantized_layers
@@ -80,16 +82,18 @@ class QatStart:
         deploy: the float deploy model.
         plan: where it is rounded, and the grids to begin with.
         sources: layer name -> where its kernel comes from; other layers train their own.
+        residuals: convolutions beside which `graph` adds the identity, in place of their kernels in `deploy`.
     """
 
     deploy: RepVGG
     plan: Plan
     sources: Mapping[str, KernelSource]
+    residuals: Collection[str]
 
     @cached_property
     def graph(self) -> fx.GraphModule:
         """The deploy model, captured; by each process of a training for itself, for graphs can't be sent."""
-        return captured(self.deploy)
+        return _set_apart(captured(self.deploy), self.residuals, self.plan.target)
 
 
 def start_qat(
@@ -117,12 +121,14 @@ def start_qat(
     """
     require_branches(model, options.method)
     deploy = reparameterize(model)
-    method = options.ptq
+    graph, method = captured(deploy), options.ptq
     if method.equalization != "none":
-        scales = find_scales(deploy, method.equalization, calibration(), target, method.shortcut)
-        deploy, model = apply_scales(deploy, *scales), scale_branches(model, *scales)
-    deploy = _set_apart(deploy, method)
-    graph = captured(deploy)
+        layout = find_layout(graph, target, keep_float)
+        scales = find_scales(graph, method.equalization, calibration(), target, layout, method.shortcut)
+        graph, model = apply_scales(graph, *scales), scale_branches(model, *scales)
+        deploy = with_parameters_of(deploy, graph)
+    residuals = _residuals(graph, method, keep_float)
+    graph = _set_apart(graph, residuals, target)
     layout = find_layout(graph, target, keep_float)
     histograms = collect_histograms(graph, layout, calibration())
     ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
@@ -130,20 +136,22 @@ def start_qat(
     plan = replace(plan, weight_grids=find_weight_grids(graph, method.weight_ranges, plan))
     if method.rounding == "feedback" and (parts := list(rounding())):
         rounded = round_weights(graph, plan, parts)
-        deploy, plan = with_parameters_of(deploy, rounded.graph), rounded.plan
+        deploy, plan = with_parameters_of(deploy, rounded.graph, residuals), rounded.plan
     if options.method == "inserted-bn":
         inserted = inserted or insert_bn(deploy, measure_outputs(deploy, calibration()))
-    return _start(model, deploy, plan, options.method, inserted)
+    return _start(model, deploy, plan, options.method, inserted, residuals)
 
 
 def bare_start(model: RepVGG, options: StartOptions, target: Target, keep_float: Collection[str] = ()) -> QatStart:
     """Return a start with the structure alone, for a network whose parameters and grids come from a checkpoint."""
     require_branches(model, options.method)
-    deploy = _set_apart(reparameterize(model), options.ptq)
-    layout = find_layout(captured(deploy), target, keep_float)
+    deploy = reparameterize(model)
+    graph = captured(deploy)
+    residuals = _residuals(graph, options.ptq, keep_float)
+    layout = find_layout(_set_apart(graph, residuals, target), target, keep_float)
     plan = make_plan(layout, dict.fromkeys(layout.tensors, (0.0, 1.0)), target)
     inserted = without_statistics(deploy) if options.method == "inserted-bn" else None
-    return _start(model, deploy, plan, options.method, inserted)
+    return _start(model, deploy, plan, options.method, inserted, residuals)
 
 
 def captured(deploy: RepVGG) -> fx.GraphModule:
@@ -152,28 +160,33 @@ def captured(deploy: RepVGG) -> fx.GraphModule:
 
 
 @torch.no_grad()
-def with_parameters_of(deploy: RepVGG, graph: fx.GraphModule) -> RepVGG:
-    """Return a copy of a deploy model with the parameters of a captured network of the same layers."""
+def with_parameters_of(deploy: RepVGG, graph: fx.GraphModule, residuals: Collection[str] = ()) -> RepVGG:
+    """Return a copy of a deploy model with the parameters of a captured network of the same layers.
+
+    The identities that the network adds beside the convolutions `residuals` go into their kernels.
+    """
     changed = copy.deepcopy(deploy)
     changed.load_state_dict(graph.state_dict())
+    _merge(changed, residuals)
     return changed
 
 
 @torch.no_grad()
-def rounded_deploy(deploy: RepVGG, graph: fx.GraphModule, simulated: fx.GraphModule) -> RepVGG:
+def rounded_deploy(start: QatStart, graph: fx.GraphModule, simulated: fx.GraphModule) -> RepVGG:
     """Return a float deploy model with the kernels and biases that the integers of a simulated network stand for.
 
     Args:
-        deploy: for its structure; it is not changed.
-        graph: captured from a network of this structure: the parameters of layers that are not rounded.
+        start: what the training began with.
+        graph: trained; the parameters of layers that are not rounded.
         simulated: `graph` in integers.
     """
-    rounded = with_parameters_of(deploy, graph)
+    rounded = with_parameters_of(start.deploy, graph)
     for name, layer in quantized_layers(simulated).items():
         rounded.get_parameter(f"{name}.weight").copy_(layer.integers.float_weight())
         bias = layer.integers.float_bias()
         if bias is not None:
             rounded.get_parameter(f"{name}.bias").copy_(bias)
+    _merge(rounded, start.residuals)
     return rounded
 
 
@@ -191,23 +204,37 @@ def require_branches(model: RepVGG, method: str) -> None:
         )
 
 
-def _set_apart(deploy: RepVGG, method: PtqMethod) -> RepVGG:
-    return deploy if method.identity == "fused" else split_identity(deploy, "residual")
+def _residuals(graph: fx.GraphModule, method: PtqMethod, keep_float: Collection[str]) -> list[str]:
+    return [] if method.identity == "fused" else identity_layers(graph, keep_float)
 
 
-def _start(model: RepVGG, deploy: RepVGG, plan: Plan, method: str, inserted: RepVGG | None) -> QatStart:
-    sources = _sources(model, deploy, method, inserted)
+def _set_apart(graph: fx.GraphModule, residuals: Collection[str], target: Target) -> fx.GraphModule:
+    return split_identity(graph, "residual", target.weight, residuals)
+
+
+def _merge(deploy: RepVGG, residuals: Collection[str]) -> None:
+    for name in residuals:
+        layer = deploy.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d)
+        kernel = layer.weight
+        kernel += identity_kernel(len(kernel), layer.groups, kernel.dtype, kernel.device)
+
+
+def _start(
+    model: RepVGG, deploy: RepVGG, plan: Plan, method: str, inserted: RepVGG | None, residuals: Collection[str]
+) -> QatStart:
+    sources = _sources(model, deploy, method, inserted, residuals)
     rounded = {name: source for name, source in sources.items() if name in plan.layout.layers}
-    return QatStart(deploy=deploy, plan=plan, sources=rounded)
+    return QatStart(deploy=deploy, plan=plan, sources=rounded, residuals=residuals)
 
 
-def _sources(model: RepVGG, deploy: RepVGG, method: str, inserted: RepVGG | None) -> dict[str, KernelSource]:
+def _sources(
+    model: RepVGG, deploy: RepVGG, method: str, inserted: RepVGG | None, residuals: Collection[str]
+) -> dict[str, KernelSource]:
     if method == "equivalent-kernel":
         branches = normalize_branches(absorb(model, deploy))
-        return {
-            f"{name}.conv": EquivalentKernel(block, is_residual(deploy, name))
-            for name, block in training_blocks(branches).items()
-        }
+        kernels = {f"{name}.conv": block for name, block in training_blocks(branches).items()}
+        return {name: EquivalentKernel(block, name in residuals) for name, block in kernels.items()}
     if inserted is not None:
         return {
             name: FoldedKernel(layer.conv, layer.bn)

@@ -129,20 +129,6 @@ class QuantizedMatmul(nn.Module):
         return product.mul_(self.left.scale * self.right.scale)
 
 
-class QuantizedInput(nn.Module):
-    """A module without weights of its own (a pool, a squeeze-and-excite block) behind a quantized input."""
-
-    def __init__(self, module: nn.Module, input_grid: Grid) -> None:
-        super().__init__()
-        self.input = FakeQuantize(input_grid)
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the module to the quantized input."""
-        y: Tensor = self.module(self.input(x))
-        return y
-
-
 _QUANTIZED: dict[type[nn.Module], Any] = {
     nn.Conv1d: QuantizedConv1d,
     nn.Conv2d: QuantizedConv2d,

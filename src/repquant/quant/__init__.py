@@ -1,1 +1,0 @@
-"""From a float model to an INT8 model."""

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import nn
+
+from repquant.errors import InputError
+from repquant.graph.capture import capture
+from repquant.methods.feedback import round_weights
+from repquant.numerics.distance import sqnr_db
+from repquant.simulation.network import quantized_layers, simulate
+from repquant.targets.target import resolve_target
+
+
+def gain_db(graph, images, plan):
+    """How much closer to float the outputs come than with weights rounded to the nearest."""
+    with torch.no_grad():
+        expected, nearest = graph(images), simulate(graph, plan)(images)
+        return sqnr_db(expected, round_weights(graph, plan, [images]).simulated()(images)) - sqnr_db(expected, nearest)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_outputs_come_closer_to_float(mixed, images, plan, bits):
+    assert gain_db(mixed, images, plan(mixed, [images], resolve_target("onnxruntime", weight_bits=bits))) > 0.5
+
+
+def test_integers_are_the_ones_that_the_rounding_chose(mixed, images, plan):
+    coarse = plan(mixed, [images], resolve_target("tensorrt", weight_bits=6), ["first"])
+    before = {name: value.clone() for name, value in mixed.state_dict().items()}
+    counted = []
+    rounded = round_weights(mixed, coarse, [images], on_layer=counted.append)
+    assert sum(counted) == len(coarse.layout.layers)
+    assert all(torch.equal(before[name], value) for name, value in mixed.state_dict().items())
+    assert torch.equal(rounded.graph.get_submodule("stem").weight, mixed.get_submodule("stem").weight)
+    layers = quantized_layers(rounded.simulated())
+    assert layers.keys() == coarse.layout.layers.keys()
+    for name, layer in layers.items():
+        assert torch.allclose(
+            layer.integers.float_weight(), rounded.graph.get_submodule(name).weight, rtol=1e-6, atol=1e-9
+        )
+        assert layer.integers.weight.abs().max() <= 31
+
+
+@pytest.mark.parametrize("padding", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}])
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_groups_paddings_and_layers_without_bias(images, plan, padding, per_tensor):
+    torch.manual_seed(0)
+    graph = capture(
+        nn.Sequential(nn.Conv2d(3, 8, 3, bias=False, **padding), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4, **padding)),
+        images,
+    )
+    target = resolve_target("tensorrt", weight_bits=4, per_tensor_weights=per_tensor)
+    assert gain_db(graph, images, plan(graph, [images], target)) > 0.4
+
+
+def test_no_images(mixed, images, plan):
+    with pytest.raises(InputError, match="no calibration images"):
+        round_weights(mixed, plan(mixed, [images], resolve_target("tensorrt")), [])
