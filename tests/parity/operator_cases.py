@@ -298,21 +298,13 @@ GROUPS: Mapping[str, Mapping[str, Case]] = {
     "floats": _FLOATS,
 }
 
-_QUICK = (
-    "conv2d_reflect",
-    "conv_transpose2d_groups",
-    "linear_3d",
-    "matmul",
-    "prelu_channels",
-    "silu",
-    "add_relu",
-    "gate_hardsigmoid",
-    "cat_pool",
-    "chunk",
-    "spatial_pyramid",
-    "bilinear",
-    "attention",
-)
-_EVERY = {name: case for cases in GROUPS.values() for name, case in cases.items()}
-CORE: Mapping[str, Case] = {name: _EVERY[name] for name in _QUICK}
-"""One or two rows of each group, for tests that take seconds."""
+_QUICK: Mapping[str, tuple[str, ...]] = {
+    "tensorrt": ("matmul", "add_relu", "chunk", "bilinear"),
+    "onnxruntime": ("conv2d_reflect", "prelu_channels", "gate_hardsigmoid", "attention"),
+    "openvino": ("conv_transpose2d_groups", "linear_3d", "add_relu", "spatial_pyramid"),
+}
+CORE: Mapping[str, Mapping[str, Case]] = {
+    target: {name: case for cases in GROUPS.values() for name, case in cases.items() if name in names}
+    for target, names in _QUICK.items()
+}
+"""A few rows for each target, at least one of each group, for tests that take seconds."""

@@ -81,7 +81,9 @@ def test_first_and_last_follow_the_order_of_computation(graph):
     assert resolve_keep_float(graph, ["first", "last"]) == {"stem", "head"}
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=[pytest.mark.slow] if name != "onnxruntime" else []) for name in TARGETS]
+)
 def test_simulation_and_runtimes_agree(graph, batch, target, tmp_path):
     network = deploy(graph, batch, target, tmp_path / "network.onnx")
     for output in ("tokens", "linear"):
@@ -92,6 +94,7 @@ def test_simulation_and_runtimes_agree(graph, batch, target, tmp_path):
             assert agreement.steps < 2, (engine, agreement)
 
 
+@pytest.mark.slow
 def test_a_layer_kept_in_float_is_float_in_the_file_too(graph, batch, tmp_path):
     network = deploy(graph, batch, "onnxruntime", tmp_path / "network.onnx", keep_float=["head"])
     assert set(network.layout.layers) == {"stem", "body", "mixer"}

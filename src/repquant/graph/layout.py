@@ -198,11 +198,14 @@ class _Finder:
         """Return the operands that an operator reads on their grids, whether it asked for that or not.
 
         What is rounded for one reader is rounded for all operators that are understood, so that a runtime need not keep
-        it in float beside the integers. A view is left to those who read it.
+        it in float beside the integers. A view is left to those who read it, unless a layer's value has other readers
+        too: it would stay in float for the view alone.
         """
         kind = self._kind(node)
         if kind is None and self._target.rounds_before_pointwise:
             return tuple(operand for operand in self._float_operands(node) if operand in self._needed)
+        if kind is Kind.VIEW and node in self._needed:
+            return tuple(operand for operand in operands(node) if operand in self._layers and len(operand.users) > 1)
         if kind is None or kind is Kind.VIEW:
             return ()
         accumulator = self._accumulator(node) if kind is Kind.ADD else None

@@ -26,7 +26,8 @@ class Target:
         weight: scheme of every weight; its channel axis is the output channel, or None per tensor.
         quantized_terms: which summands of an addition are integers. With "all" both are. Otherwise the convolution that
             ends in an addition keeps its sum in 32 bits, and what is added to it is an integer where it is the block's
-            input, and with "shortcut" also where another convolution computes it.
+            input, and with "shortcut" also where another convolution computes it. OpenVINO adds one of two rounded
+            summands as it was before the rounding, so it is closer to the float network than a file with "all" says.
         rounds_before_pointwise: what a nonlinear function reads is rounded; otherwise it is part of the layer in front
             of it, as a ReLU is everywhere.
         weights: files hold int8 behind DequantizeLinear, or floats behind both, for parsers that know no other way.
