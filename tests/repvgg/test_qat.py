@@ -260,7 +260,7 @@ def test_a_deploy_model_has_no_branches_to_train(network, images):
 def test_a_source_of_a_layer_that_is_not_rounded_is_refused(branches, images):
     start = start_of(branches, images, "equivalent-kernel", resolve_target("tensorrt"))
     sources = {**start.sources, "stem.convolution": start.sources["stem.conv"]}
-    with pytest.raises(InputError, match=r"sources were given for stem\.convolution; the layers"):
+    with pytest.raises(InputError, match=r"kernels were given for stem\.convolution; rounded layers"):
         network_of(replace(start, sources=sources))
 
 
