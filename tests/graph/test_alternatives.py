@@ -19,7 +19,7 @@ def test_alternatives_take_their_nodes_place_and_what_is_before_them_runs_once()
         calls.append("first")
         return x + y
 
-    alternatives = {double: lambda x, y: x * 0.0, last: lambda x: 3 * x}
+    alternatives = {double: lambda x, _: x * 0.0, last: lambda x: 3 * x}
     (whole,) = run_alternatives(
         graph, torch.tensor([[1.0], [5.0]]).expand(2, 3), {first: add}, alternatives, outputs.__setitem__
     )
