@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from repquant.graph.copies import copy_graph
 from repquant.simulation.layers import (
@@ -49,10 +48,22 @@ def integer_graph(model: nn.Module, target: Target) -> nn.Module:
             memo[id(module)] = _IntegerMatmul(module)
     graph = copy_graph(model, memo) if isinstance(model, fx.GraphModule) else copy.deepcopy(model, memo)
     if target.weight.scale_type == "float16":
-        graph.half()
-        graph.register_forward_pre_hook(lambda _module, inputs: tuple(x.half() for x in inputs))
-        graph.register_forward_hook(lambda _module, _inputs, outputs: pytree.tree_map(Tensor.float, outputs))
+        assert isinstance(graph, fx.GraphModule)
+        _compute_in_half(graph.half())
     return graph
+
+
+def _compute_in_half(graph: fx.GraphModule) -> None:
+    """Convert the inputs of a network to float16, in place, and its outputs back."""
+    for node in list(graph.graph.nodes):
+        if node.op == "placeholder":
+            with graph.graph.inserting_after(node):
+                half = graph.graph.call_method("half", (node,))
+            node.replace_all_uses_with(half, delete_user_cb=lambda user, half=half: user is not half)
+        elif node.op == "output":
+            with graph.graph.inserting_before(node):
+                node.args = fx.map_arg(node.args, lambda value: graph.graph.call_method("float", (value,)))
+    graph.recompile()
 
 
 def _linear_beyond_rows(model: nn.Module) -> set[int]:
