@@ -35,3 +35,21 @@ def test_an_operator_kept_in_float_reads_floats(graph):
     layout = find_layout(graph, resolve_target("onnxruntime"), ["first"])
     assert layout.floats["first"] == "kept in float as asked"
     assert "sin" not in layout.roundings
+
+
+class ClippedAndFlattened(nn.Module):
+    """One convolution that a ReLU and a view read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.clipped, self.flattened = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv1d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.clipped(torch.relu(y)), self.flattened(y.flatten(2))
+
+
+def test_a_view_reads_the_integers_that_others_read_of_its_layer():
+    layout = find_layout(capture(ClippedAndFlattened().eval(), torch.randn(2, 3, 6, 6)), resolve_target("onnxruntime"))
+    (view,) = (node for node in layout.roundings if node in layout.tensor_of("first").members)
+    assert layout.roundings[view] == ("first",)
