@@ -7,10 +7,10 @@ import torch
 
 from repquant.cli.quantizing import calibrate
 from repquant.graph.capture import capture
+from repquant.methods.identity import count_identities
 from repquant.methods.ptq import PtqMethod
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
-from repquant.models.shortcut import count_identities
 from repquant.models.spec import ArchSpec
 from repquant.targets.target import resolve_target
 
@@ -31,10 +31,10 @@ def test_a_network_without_identity_branches_is_told_of_and_calibrated(capsys, b
     torch.manual_seed(0)
     spec = ArchSpec(name="few", blocks=blocks, widths=(0.25, 0.125, 0.0625, 0.03125))
     model = reparameterize(build(spec, 5).eval())
-    has_none = count_identities(model) == 0
-    assert has_none == (blocks == (1, 1, 1, 1))
     method, target = PtqMethod(equalization="none", identity=identity), resolve_target("openvino")
     graph = capture(model, torch.zeros(2, 3, 32, 32))
+    has_none = count_identities(graph) == 0
+    assert has_none == (blocks == (1, 1, 1, 1))
     calibrated = calibrate(graph, method, target, SimpleNamespace(ranges=Images()), ()).calibrated
     told = "no layer has room for an identity branch: there is nothing to set apart" in capsys.readouterr().err
     assert told == (has_none and identity != "fused")

@@ -46,6 +46,7 @@ class _Observing(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, observers: Mapping[str, Observer]) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # messages speak of tensors and layers, not of nodes
         self._observers = observers
 
     def run_node(self, n: fx.Node) -> Any:
