@@ -139,7 +139,7 @@ def test_the_worst_comes_first(export, tmp_path):
     found = repquant.check(tmp_path / "wrong.onnx", "tensorrt")
     assert [finding.rule.name for finding in found][-1] == "dynamic-size"
     assert {finding.rule.name for finding in found[:-1]} == {"zero-point"}
-    assert str(found[0]).startswith("refused: stem.conv.input/QuantizeLinear: its zero point is not 0 [zero-point]; ")
+    assert str(found[0]).startswith("refused: stem.conv/QuantizeLinear: its zero point is not 0 [zero-point]; ")
 
 
 def test_another_target(export):

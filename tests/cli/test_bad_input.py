@@ -166,7 +166,7 @@ def test_activations_that_overflow(ptq, weights, tmp_path):
     tensors = load_tensors(weights)
     tensors["stage0.rbr_dense.bn.weight"].fill_(3e38)
     torch.save(tensors, tmp_path / "huge.pth")
-    assert_refused(ptq(weights=tmp_path / "huge.pth"), tmp_path, "input of layer stages.0.0.conv")
+    assert_refused(ptq(weights=tmp_path / "huge.pth"), tmp_path, "input of stages.0.0.conv")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     [
         ((), '"verb" to be one of {demo,convert,quantize,ptq'),
         (("quantise",), "invalid choice: 'quantise' (choose from 'demo', 'convert', 'quantize', 'ptq'"),
-        (("ptq",), "required: ptq.arch, ptq.weights, ptq.data, ptq.target, ptq.output"),
+        (("ptq",), "required: ptq.data, ptq.target, ptq.output"),
         (("ptq", *REQUIRED, "--calibrater", "max"), "unrecognized arguments: --calibrater max"),
         (("ptq", *REQUIRED, "--batch", "8"), "unrecognized arguments: --batch 8"),
         (("ptq", *REQUIRED, "surplus"), "unrecognized arguments: surplus"),
@@ -65,7 +65,7 @@ def test_configuration_that_can_not_be_used(repquant, tmp_path, content, message
 def test_process_ends_with_the_status():
     done = subprocess.run([sys.executable, "-m", "repquant", "ptq"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith("required: ptq.arch, ptq.weights, ptq.data, ptq.target, ptq.output\n")
+    assert done.stderr.endswith("required: ptq.data, ptq.target, ptq.output\n")
 
 
 def test_version(repquant):

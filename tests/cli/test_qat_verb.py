@@ -117,7 +117,7 @@ def test_bits_that_no_runtime_here_executes(qat, tmp_path):
     assert "activations of 4 bits can only be simulated" in stderr
     status, _, stderr = qat(tmp_path / "run", "--weight-bits", "1")
     assert status == 2
-    assert "a grid of 1 bits was asked for; allowed are 2 to 8" in stderr
+    assert "--weight-bits 1 was given; allowed is from 2 to 8" in stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -75,9 +75,10 @@ def test_the_input_of_a_block_is_quantized_once(exported):
     summands = {
         "onnxruntime": {"residual": 1, "depthwise": 2, "coarse-fine": 2},
         "tensorrt": {"residual": 0, "depthwise": 1, "coarse-fine": 1},
+        "openvino": {"residual": 0, "depthwise": 1, "coarse-fine": 1},
     }
     assert operators["Add"] == blocks
-    assert operators["QuantizeLinear"] == layers + 1 + blocks * summands.get(name, {}).get(kind, 0)  # and the pool
+    assert operators["QuantizeLinear"] == layers + 1 + blocks * summands[name][kind]  # and the pool
     quantized_tensors = [node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"]
     assert len(set(quantized_tensors)) == len(quantized_tensors)
 
