@@ -43,7 +43,7 @@ def test_folder_and_last_line(analyze, photographs, headline, tmp_path):
     assert len(analysis.inputs["weights"]) == len(analysis.calibration.sha256) == 64
     names = [layer.name for layer in analysis.sensitivity.layers]
     assert names[0] == "stem.conv"
-    assert {"adaptive_avg_pool2d", "head"} <= set(names)
+    assert "adaptive_avg_pool2d" in names
     assert all(name in out for name in names)
     page = (folder / "analysis.md").read_text()
     assert analysis.advice in page
