@@ -45,7 +45,8 @@ NETWORKS = (
 )
 # Untrained, channels of a tensor differ so much that its peak lies 16 to 28 standard deviations out, and no gain can
 # be moved through a GELU: behind the stem each rounding to 8 bits leaves 31 to 34 dB, about twenty in a row.
-LEAST_SQNR_DB = {"fastvit_t8": 20.0}
+BELOW_THE_AIM = ("fastvit_t8",)  # measured 24.2 and 21.3 dB: results/networks.md
+LEAST_SQNR_DB = 25.0
 SIZE = 64
 IMAGES = 96
 CALIBRATION = 32
@@ -146,7 +147,9 @@ def measure(name: str, target: str, path: Path, x: Tensor) -> Measured:
 def test_network_in_integers(name, target, tmp_path):
     row = measure(name, target, tmp_path / "network.onnx", images())
     assert row.layers
-    assert row.sqnr_db >= LEAST_SQNR_DB.get(name, 25.0) or row.conditioning_db < 25
+    if name in BELOW_THE_AIM and row.sqnr_db < LEAST_SQNR_DB:
+        pytest.xfail(f"{row.sqnr_db:.1f} dB: the aim of {LEAST_SQNR_DB:g} is not reached")
+    assert row.sqnr_db >= LEAST_SQNR_DB or row.conditioning_db < LEAST_SQNR_DB
     assert row.same_top1[target] >= 0.98  # one of 64
     assert not row.float_products[target]
 
