@@ -109,7 +109,7 @@ def test_options_of_the_engine(repquant, fake, tmp_path):
         ("dynamic.onnx", (), "takes images of shape n x 3 x h x w: sizes besides the batch vary; export it with fixed"),
         ("good.onnx", ("--batch", "16,1,64"), "give the smallest, the best and the largest, in this order"),
         ("good.onnx", ("--batch", "16"), "--batch 16 was given; give three numbers with commas"),
-        ("good.onnx", ("--workspace", 0), "a workspace of 0 MiB"),
+        ("good.onnx", ("--workspace", 0), "--workspace 0 was given; allowed is from 1"),
         ("good.onnx", ("--output", "there.engine"), "there.engine exists; choose another file or pass --overwrite"),
         ("good.onnx", ("--output", "m.trt"), "does not end in .engine or .plan"),
         ("good.onnx", ("--output", "missing/m.engine"), "can't write to missing"),
