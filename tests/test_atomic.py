@@ -124,7 +124,7 @@ def test_no_folder_when_the_block_raises(tmp_path, error):
 
 def test_existing_folder_is_refused_before_the_block_runs(earlier_run, tmp_path):
     before = tree(tmp_path)
-    with pytest.raises(InputError, match=r"run exists; choose another one or pass --overwrite"):
+    with pytest.raises(InputError, match=r"run exists; choose another one or pass `overwrite=True`"):
         new_folder(earlier_run, marker="marker").__enter__()
     assert tree(tmp_path) == before
 

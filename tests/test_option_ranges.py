@@ -53,11 +53,11 @@ class Options:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(batch_size=9), "--batch-size 9 was given; allowed is from 1 to 8"),
-        (Options(mean=(0, 2, 0)), r"--mean \(0, 2, 0\) was given; allowed for each of them is from -1 to 1"),
-        (Options(batch_size=10**5000), "--batch-size with thousands of digits was given"),
-        (Options(output="a\0b"), r"--output a\\x00b was given; control characters are not allowed"),
-        (Options(output="x" * 5000), "--output has 5,000 characters; allowed are 4096"),
+        (Options(batch_size=9), "`batch_size=9` was given; allowed is from 1 to 8"),
+        (Options(mean=(0, 2, 0)), r"`mean=\(0, 2, 0\)` was given; allowed for each of them is from -1 to 1"),
+        (Options(batch_size=10**5000), "`batch_size` with thousands of digits was given"),
+        (Options(output="a\0b"), r"`output='a\\x00b'` was given; control characters are not allowed"),
+        (Options(output="x" * 5000), "`output` has 5,000 characters; allowed are 4,096"),
     ],
 )
 def test_the_message_names_the_option_the_value_and_the_range(options, message):

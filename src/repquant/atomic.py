@@ -198,7 +198,7 @@ def _check_replaceable(path: Path, overwrite: bool, marker: str) -> None:
     if not path.is_dir():
         raise InputError(f"output {path} is a file; give a folder")
     if not overwrite:
-        raise InputError(f"output folder {path} exists; choose another one or pass --overwrite to replace it")
+        raise InputError(f"output folder {path} exists; choose another one or pass `overwrite=True` to replace it")
     if any(path.iterdir()) and not (path / marker).is_file():
         raise InputError(
             f"output folder {path} holds files but no {marker}: it is not of an earlier run and is not replaced; "

@@ -4,12 +4,20 @@
 class InputError(ValueError):
     """The caller's input can't be used.
 
-    The message says what was given, what is allowed and what to do next. The command line prints it without a
-    traceback and exits with status 2.
+    The message says what was given, what is allowed and what to do next. Arguments stand in backticks, as in a call:
+    `weight_bits=7`; the command line shows them as its options, without a traceback, and exits with status 2.
     """
 
 
 _MOST_CHARACTERS = 120
+
+
+def given(name: str, value: object) -> str:
+    """Return an argument as a call has it, in backticks, with a value from outside in a form to show."""
+    try:
+        return f"`{name}={shortened(repr(value))}`"
+    except ValueError:  # Python does not write out integers of thousands of digits
+        return f"`{name}` with thousands of digits"
 
 
 def shortened(text: str) -> str:

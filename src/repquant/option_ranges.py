@@ -4,7 +4,7 @@
     class Options:
         batch_size: int = field(default=32, metadata={"help": "images a batch", "allowed": Numbers(1, 65536)})
 
-    check_ranges(Options(batch_size=0))  # InputError: --batch-size 0 was given; allowed is from 1 to 65536
+    check_ranges(Options(batch_size=0))  # InputError: `batch_size=0` was given; allowed is from 1 to 65,536
 
 Upper ends are far above what is useful and below what overflows. What depends on several options, or on what they name,
 is checked where it is used.
@@ -13,7 +13,7 @@ is checked where it is used.
 from dataclasses import dataclass, fields
 from typing import Any
 
-from repquant.errors import InputError, shortened
+from repquant.errors import InputError, given
 
 _MOST_CHARACTERS = 4096
 """Of a text: a path has no more."""
@@ -75,29 +75,21 @@ def check_ranges(options: Any) -> None:
     """
     for field in fields(options):
         value = getattr(options, field.name)
-        flag = f"--{field.name.replace('_', '-')}"
         allowed = field.metadata.get("allowed")
         if allowed is not None:
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(number in allowed for number in numbers):
                 each = "for each of them is " if isinstance(value, tuple) else "is "
-                raise InputError(f"{flag} {_shown(value)} was given; allowed {each}{allowed}")
+                raise InputError(f"{given(field.name, value)} was given; allowed {each}{allowed}")
         if isinstance(value, str):
-            _check_text(flag, value)
+            _check_text(field.name, value)
 
 
-def _check_text(flag: str, value: str) -> None:
+def _check_text(name: str, value: str) -> None:
     if len(value) > _MOST_CHARACTERS:
-        raise InputError(f"{flag} has {len(value):,} characters; allowed are {_MOST_CHARACTERS}")
+        raise InputError(f"`{name}` has {len(value):,} characters; allowed are {_MOST_CHARACTERS:,}")
     if any(ord(character) < 32 for character in value):
-        raise InputError(f"{flag} {shortened(value)} was given; control characters are not allowed")
-
-
-def _shown(value: Any) -> str:
-    try:
-        return shortened(str(value))
-    except ValueError:  # Python does not write out integers of thousands of digits
-        return "with thousands of digits"
+        raise InputError(f"{given(name, value)} was given; control characters are not allowed")
 
 
 def _plain(end: float) -> str:

@@ -73,7 +73,7 @@ def test_a_table_that_was_stopped_says_how_it_goes_on(reproduce, monkeypatch):
     from repquant.train.stopping import StoppedError
 
     def run(options):
-        raise StoppedError("the same command with --resume goes on")
+        raise StoppedError("the same run with --resume goes on")
 
     monkeypatch.setattr(qat, "run", run)
     status, _, stderr = reproduce("--rows", "plain")

@@ -170,7 +170,7 @@ def test_a_run_that_is_asked_to_stop_ends_with_75_and_goes_on_to_the_same_weight
         assert train(photographs, tmp_path / "run", "--custom-l2") == 75
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "stopped as asked after step 4 of 6; the same command with --resume goes on" in captured.err
+    assert "stopped as asked after step 4 of 6; the same run with --resume goes on" in captured.err
     stop_after(0)
     assert train(photographs, tmp_path / "run", "--custom-l2", "--resume") == 0
     assert "going on after epoch 1 of 2, step 4 of 6" in capsys.readouterr().err
@@ -191,7 +191,7 @@ def test_a_stop_before_or_after_the_steps_ends_with_75_too(
     with monkeypatch.context() as patch:
         patch.setattr(place, lambda *_: signal.raise_signal(number))
         assert train(photographs, tmp_path / "run", "--custom-l2") == 75
-    assert "stopped as asked; the same command with --resume goes on" in capsys.readouterr().err
+    assert "stopped as asked; the same run with --resume goes on" in capsys.readouterr().err
     assert train(photographs, tmp_path / "run", "--custom-l2", "--resume") == 0
     expected = the_model(run)
     assert all(torch.equal(expected[name], tensor) for name, tensor in the_model(tmp_path / "run").items())

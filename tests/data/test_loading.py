@@ -130,7 +130,7 @@ def damaged(class_folders):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_an_unreadable_image_is_named(damaged, workers):
-    with pytest.raises(UnreadableImageError, match=r"train/cat/1\.png: not an image .*--skip-unreadable"):
+    with pytest.raises(UnreadableImageError, match=r"train/cat/1\.png: not an image .*`skip_unreadable=True`"):
         list(Loader(damaged, TRANSFORM, batch_size=4, workers=workers))
 
 

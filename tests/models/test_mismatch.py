@@ -43,7 +43,7 @@ def test_another_architecture_is_named(tiny: Path) -> None:
         "  stage0.rbr_dense.bn.weight is (16,) in the file, (48,) in the network",
         "  stage0.rbr_dense.bn.bias is (16,) in the file, (48,) in the network",
         "  and 286 more",
-        "the file looks like RepVGG-tiny with 10 classes; pass --arch RepVGG-tiny --num-classes 10",
+        "the file looks like RepVGG-tiny with 10 classes; pass `arch='RepVGG-tiny'` `num_classes=10`",
     ]
 
 
@@ -51,7 +51,7 @@ def test_another_class_count_is_named(tiny: Path) -> None:
     assert refusal(tiny, "RepVGG-tiny", 1000).splitlines()[1:] == [
         "  linear.weight is (10, 256) in the file, (1000, 256) in the network",
         "  linear.bias is (10,) in the file, (1000,) in the network",
-        "the file looks like RepVGG-tiny with 10 classes; pass --arch RepVGG-tiny --num-classes 10",
+        "the file looks like RepVGG-tiny with 10 classes; pass `arch='RepVGG-tiny'` `num_classes=10`",
     ]
 
 

@@ -92,7 +92,7 @@ def test_file_of_another_architecture_is_explained(tmp_path) -> None:
     with pytest.raises(InputError) as caught:
         load_model(tmp_path / "official.pth", "RepVGG-A0", 10)
     assert "(official RepVGGplus keys, training form) do not fit RepVGG-A0" in str(caught.value)
-    assert f"pass --arch {SPEC.name} --num-classes 5" in str(caught.value)
+    assert f"pass `arch='{SPEC.name}'` `num_classes=5`" in str(caught.value)
 
 
 def test_dialects_without_names_for_it_are_refused(model, tmp_path) -> None:

@@ -244,16 +244,16 @@ def test_training_starts_from_the_chosen_grids(branches, images, rounding):
 
 
 def test_what_can_not_start():
-    with pytest.raises(InputError, match="pass --identity fused or residual"):
+    with pytest.raises(InputError, match='pass `identity="fused"` or "residual"'):
         StartOptions(method="plain", ptq=PtqMethod(identity="depthwise"))
     with pytest.raises(InputError, match="inserted-bn folds whole kernels"):
         StartOptions(method="inserted-bn", ptq=PtqMethod(identity="residual"))
-    with pytest.raises(InputError, match="pass --rounding feedback or nearest"):
+    with pytest.raises(InputError, match='pass `rounding="feedback"` or "nearest"'):
         StartOptions(method="plain", ptq=PtqMethod(rounding="learned"))
 
 
 def test_a_deploy_model_has_no_branches_to_train(network, images):
-    with pytest.raises(InputError, match=r"its branches are fused .* pass --method plain"):
+    with pytest.raises(InputError, match=r'its branches are fused .* pass `method="plain"`'):
         start_of(network, images, "equivalent-kernel", resolve_target("tensorrt"))
 
 

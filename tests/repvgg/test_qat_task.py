@@ -195,31 +195,31 @@ def test_a_teacher_of_other_classes_or_blocks_is_refused(model, images, training
         RepVGGQatTask(task.model, recipe_of(), captured(reparameterize(training_network(classes=7))))
     other = captured(build("RepVGG-tiny", 5, "deploy"))
     RepVGGQatTask(task.model, recipe_of(), other)
-    with pytest.raises(InputError, match="pass --block-distillation 0"):
+    with pytest.raises(InputError, match="pass `block_distillation=0`"):
         RepVGGQatTask(task.model, recipe_of(block_distillation=1.0), other)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "--method magic was given; allowed is one of equivalent-kernel, plain, inserted-bn"),
-        ({"weight_scales": "mean"}, "--weight-scales mean was given"),
-        ({"activation_scales": "max"}, "--activation-scales max was given"),
-        ({"precision": "bfloat16"}, "--precision bfloat16 was given; allowed is float32"),
-        ({"statistics": "batch"}, "--statistics batch was given"),
-        ({"distillation": 1.5}, "--distillation 1.5 was given; allowed is from 0 to 1"),
-        ({"temperature": 0.0}, "--temperature 0.0 was given"),
-        ({"refresh_steps": 0}, "--refresh-steps 0 was given"),
-        ({"gradual_epochs": 1.5}, "--gradual-epochs 1.5 was given; allowed is at most 1.0, half of the epochs"),
-        ({"teacher_arch": "few"}, "--teacher-arch few was given without its checkpoint; pass --teacher too"),
-        ({"ema_decay": 0.9}, "--ema-decay 0.9 was given; allowed is 0.0: it is an option of float training"),
-        ({"custom_l2": True}, "--custom-l2 True was given; allowed is False: it is an option of float training"),
-        ({"freeze_stages": 1}, "--freeze-stages 1 was given"),
-        ({"init_weights": "a.pth"}, "--init-weights a.pth was given"),
-        ({"teacher": "a.pth", "distillation": 0.0}, "--teacher was given, and nothing is distilled"),
-        ({"method": "plain", "statistics": "refreshed"}, "--statistics refreshed is for --method equivalent-kernel"),
-        ({"gradual_epochs": -1.0}, "--gradual-epochs -1.0 was given"),
-        ({"epochs": 0}, "--epochs 0 was given"),
+        ({"method": "magic"}, "`method='magic'` was given; allowed is one of equivalent-kernel, plain, inserted-bn"),
+        ({"weight_scales": "mean"}, "`weight_scales='mean'` was given"),
+        ({"activation_scales": "max"}, "`activation_scales='max'` was given"),
+        ({"precision": "bfloat16"}, "`precision='bfloat16'` was given; allowed is float32"),
+        ({"statistics": "batch"}, "`statistics='batch'` was given"),
+        ({"distillation": 1.5}, "`distillation=1.5` was given; allowed is from 0 to 1"),
+        ({"temperature": 0.0}, "`temperature=0.0` was given"),
+        ({"refresh_steps": 0}, "`refresh_steps=0` was given"),
+        ({"gradual_epochs": 1.5}, "`gradual_epochs=1.5` was given; allowed is at most 1.0, half of the epochs"),
+        ({"teacher_arch": "few"}, "`teacher_arch='few'` has no checkpoint; pass `teacher` too"),
+        ({"ema_decay": 0.9}, "`ema_decay=0.9` was given; allowed is 0.0: it is an option of float training"),
+        ({"custom_l2": True}, "`custom_l2=True` was given; allowed is False: it is an option of float training"),
+        ({"freeze_stages": 1}, "`freeze_stages=1` was given"),
+        ({"init_weights": "a.pth"}, "`init_weights='a.pth'` was given"),
+        ({"teacher": "a.pth", "distillation": 0.0}, "`teacher` was given, and nothing is distilled"),
+        ({"method": "plain", "statistics": "refreshed"}, '`statistics="refreshed"` is for `method="equivalent-kernel"`'),
+        ({"gradual_epochs": -1.0}, "`gradual_epochs=-1.0` was given"),
+        ({"epochs": 0}, "`epochs=0` was given"),
     ],
 )
 def test_settings_out_of_range(change, message):
@@ -237,7 +237,7 @@ def test_a_learning_rate_that_is_not_given_suits_the_number_of_steps(changes, st
 
 def test_float_training_has_no_learning_rate_of_its_own():
     assert recipe_of(learning_rate=0.0).learning_rate == 0
-    with pytest.raises(InputError, match=r"--learning-rate 0\.0 was given; allowed is more than 0"):
+    with pytest.raises(InputError, match=r"`learning_rate=0\.0` was given; allowed is more than 0"):
         Recipe(arch="few", learning_rate=0.0)
-    with pytest.raises(InputError, match=r"--learning-rate -1\.0 was given"):
+    with pytest.raises(InputError, match=r"`learning_rate=-1\.0` was given"):
         recipe_of(learning_rate=-1.0)

@@ -170,7 +170,7 @@ def test_what_the_parser_refuses_is_told_with_its_nodes(fake, use, qdq_model):
     use(fake)
     message = (
         r"parser refuses .*qdq\.onnx: DequantizeLinear stem/bias: only activation types; Foo head/Foo: no importer; "
-        r"`repquant check .* --target tensorrt` says what to do"
+        r"check the file for the target tensorrt: that says what to do"
     )
     with pytest.raises(InputError, match=message):
         build_engine(qdq_model.path, BuildOptions())
@@ -180,7 +180,7 @@ def test_what_the_parser_refuses_is_told_with_its_nodes(fake, use, qdq_model):
     ("fails", "message"),
     [
         ({"gpu": "CUDA initialization failure with error: 100"}, "no GPU that it can use: CUDA initialization failure"),
-        ({"build": "Internal Error: out of memory"}, "can't build .*out of memory; lower --workspace or the largest"),
+        ({"build": "Internal Error: out of memory"}, "can't build .*out of memory; lower `workspace_mib` or the largest"),
         ({"build": "no implementation for node"}, "can't build .*no implementation for node; see what it says"),
         ({"load": "something is wrong"}, "can't build an engine .*something is wrong"),
     ],
@@ -224,7 +224,7 @@ def test_a_float_file_is_built_only_when_that_is_meant(fake, use, float_model):
 
 def test_a_tensorrt_that_is_too_old(fake, use, qdq_model, engine_file):
     use(fake, version="8.6.1")
-    message = "TensorRT 8.6.1 is installed, and 10.0 or newer is needed; for 8.6 write .*--tensorrt-weights float"
+    message = "TensorRT 8.6.1 is installed, and 10.0 or newer is needed; for 8.6 write .*`stored_weights='float'`"
     for run in (lambda: build_engine(qdq_model.path, BuildOptions()), lambda: open_runtime("tensorrt", engine_file)):
         with pytest.raises(InputError, match=message):
             run()

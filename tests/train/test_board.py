@@ -39,7 +39,7 @@ def test_curves_are_written_over_the_steps(tmp_path):
 
 def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"--tensorboard needs TensorBoard; pip install 'repquant\[train\]'"):
+    with pytest.raises(InputError, match=r"`tensorboard` needs TensorBoard; pip install 'repquant\[train\]'"):
         Board(tmp_path, 0, pytest.fail)
 
 

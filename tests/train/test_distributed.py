@@ -260,7 +260,7 @@ def test_how_long_processes_wait_for_each_other(monkeypatch, patience, expected)
 @pytest.mark.parametrize(("world_size", "steps"), [(3, 1), (1, 3), (4, 4)])
 def test_a_batch_that_can_not_be_shared_evenly_is_refused(world_size, steps):
     recipe = plan(accumulation_steps=steps)
-    with pytest.raises(InputError, match=rf"--batch-size 8 .* it must be a multiple of {world_size * steps}"):
+    with pytest.raises(InputError, match=rf"`batch_size=8` .* it must be a multiple of {world_size * steps}"):
         TrainingSet(NoiseSource(32), recipe, ranks=Ranks(world_size=world_size))
 
 

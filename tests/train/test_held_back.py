@@ -24,7 +24,7 @@ def test_a_subset_shows_the_images_of_its_source(noise):
 
 
 def test_nothing_left_to_train_on_is_refused(noise):
-    with pytest.raises(InputError, match="--held-back-images 12 was given, and there are 12 training images"):
+    with pytest.raises(InputError, match="`held_back_images=12` was given, and there are 12 training images"):
         hold_back(noise(12), 12)
 
 
@@ -43,5 +43,5 @@ def test_images_to_train_on_are_apart_from_the_held_back_ones(noise):
 
 def test_more_images_to_train_on_than_there_are_are_refused(noise):
     assert len(take(noise(12), 12)) == 12
-    with pytest.raises(InputError, match="--training-images 13 was given, and there are 12 images to train on"):
+    with pytest.raises(InputError, match="`training_images=13` was given, and there are 12 images to train on"):
         take(noise(12), 13)

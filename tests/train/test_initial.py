@@ -69,7 +69,7 @@ def test_a_repopt_network_without_a_hyper_search_says_what_it_has():
     _, origin = initial_network(recipe(arch="RepOpt-VGG-tiny"))
     assert origin == (
         "fresh weights, seed 4, and the scales that a hyper-search starts with: for those that it finds, train "
-        "RepOpt-VGG-tiny-search and pass its model.safetensors as --init-weights"
+        "RepOpt-VGG-tiny-search and pass its model.safetensors as `init_weights`"
     )
 
 

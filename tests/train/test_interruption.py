@@ -47,7 +47,7 @@ def asked_to_stop(number: signal.Signals, step: int):
 @pytest.mark.parametrize("step", [2, 4, 12], ids=["within", "end of an epoch", "last"])
 def test_a_run_that_is_asked_to_stop_writes_a_checkpoint(recipe, trainer, tmp_path, number, step):
     handler = signal.getsignal(number)
-    with pytest.raises(StoppedError, match=rf"stopped as asked after step {step} of 12; the same command with"):
+    with pytest.raises(StoppedError, match=rf"stopped as asked after step {step} of 12; the same run with"):
         trainer(recipe()).fit(tmp_path, asked_to_stop(number, step), ignore)
     assert signal.getsignal(number) == handler
     resumed, whole = trainer(recipe(), weights_seed=5), trainer(recipe())
@@ -85,7 +85,7 @@ def test_a_stop_after_the_last_validation_is_not_lost(recipe, trainer, tmp_path)
         if report.epoch == 3:
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(StoppedError, match="stopped as asked after step 12 of 12; the same command with --resume"):
+    with pytest.raises(StoppedError, match="stopped as asked after step 12 of 12; the same run with `resume=True`"):
         trainer(recipe()).fit(tmp_path, ignore, stop_at_the_end)
     assert len(newest_checkpoint(tmp_path).checkpoint.history) == 3
 
@@ -97,7 +97,7 @@ def test_around_a_training_a_stop_is_an_error_at_once(number):
         with listening(is_alone=True) as stop:
             signal.raise_signal(number)
         assert stop.requested
-        with pytest.raises(StoppedError, match="stopped as asked; the same command with --resume goes on"):
+        with pytest.raises(StoppedError, match="stopped as asked; the same run with `resume=True` goes on"):
             signal.raise_signal(number)
     assert signal.getsignal(number) == handler
 

@@ -156,8 +156,8 @@ def test_a_nan_loss_stops_with_step_rate_and_last_good_checkpoint(recipe, traine
     training = trainer(recipe(epochs=3))
     rate = 0.05 * (1 + math.cos(math.pi * 4 / 12))
     expected = (
-        f"the loss is nan at step 5 of 12 (epoch 2), learning rate {rate:.6g}; lower --learning-rate or raise "
-        f"--warmup-epochs. Last good checkpoint: {checkpoint_path(tmp_path, 4)}"
+        f"the loss is nan at step 5 of 12 (epoch 2), learning rate {rate:.6g}; lower `learning_rate` or raise "
+        f"`warmup_epochs`. Last good checkpoint: {checkpoint_path(tmp_path, 4)}"
     )
     with pytest.raises(DivergedError, match=re.escape(expected)):
         training.fit(tmp_path, on_step=ignore, on_epoch=lambda _: set_nan(training))
@@ -284,7 +284,7 @@ def test_a_repopt_network_trains_with_its_gradient_multipliers(recipe, tmp_path)
 
 
 def test_float16_is_for_gpus(recipe, trainer):
-    with pytest.raises(InputError, match="--precision float16 needs --device cuda; pass bfloat16 or float32"):
+    with pytest.raises(InputError, match='`precision="float16"` needs `device="cuda"`; pass bfloat16 or float32'):
         trainer(recipe(precision="float16"))
 
 
@@ -294,7 +294,7 @@ def test_every_size_of_a_schedule_must_be_large_enough_for_bfloat16(recipe, trai
 
 
 def test_images_too_small_for_bfloat16_on_the_cpu_are_refused(recipe, trainer):
-    with pytest.raises(InputError, match=r"bfloat16 gives wrong gradients .* of 16 pixels; .* --image-size 17 or more"):
+    with pytest.raises(InputError, match=r"bfloat16 gives wrong gradients .* of 16 pixels; .* `image_size=17` or more"):
         trainer(recipe(image_size=16, precision="bfloat16"))
     trainer(recipe(image_size=17, precision="bfloat16"))
 

@@ -112,7 +112,7 @@ def test_unreadable_images_of_all_epochs_are_listed(recipe, tmp_path, noise):
 
 
 def test_a_batch_larger_than_the_set_is_refused(noise, recipe):
-    with pytest.raises(InputError, match="a batch of 8 is larger than the 7 training images; pass --batch-size 7"):
+    with pytest.raises(InputError, match="a batch of 8 is larger than the 7 training images; pass `batch_size=7`"):
         TrainingSet(noise(7), recipe(batch_size=8))
 
 
@@ -133,7 +133,7 @@ def test_parts_of_one_image_have_synchronized_statistics(noise, recipe, accumula
 
 
 def test_the_classes_must_fit_the_network(noise, recipe):
-    with pytest.raises(InputError, match=r"training images have 2 classes, the network 10; pass --num-classes 2"):
+    with pytest.raises(InputError, match=r"training images have 2 classes, the network 10; pass `num_classes=2`"):
         TrainingSet(noise(32), recipe(num_classes=10))
     with pytest.raises(InputError, match=r"validation images have 2 classes, the network 10"):
         validation_loader(noise(32), recipe(num_classes=10))

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from repquant.cli.console import finish, say, show_configuration
+from repquant.cli.flags import with_flags
 from repquant.cli.options import argument, option
 from repquant.errors import InputError
 
@@ -29,7 +30,7 @@ def run(options: Options) -> None:
 
     found = check(options.file, options.target)
     for finding in found:
-        print(finding)
+        print(with_flags(str(finding)))
     refused = sum(finding.is_refused for finding in found)
     if not found:
         say(f"nothing in {options.file} that {options.target} refuses or does not run in integers")
@@ -39,7 +40,7 @@ def run(options: Options) -> None:
             "target": options.target,
             "refused": refused,
             "counts": dict(Counter(finding.rule.severity for finding in found)),
-            "findings": [finding.as_dict() for finding in found],
+            "findings": [finding.as_dict() | {"remedy": with_flags(finding.rule.remedy)} for finding in found],
         }
     )
     if refused:

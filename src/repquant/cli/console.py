@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from repquant.cli.flags import with_flags
 from repquant.errors import visible
 
 
@@ -24,7 +25,7 @@ def show_configuration(verb: str, options: Any) -> dict[str, Any]:
 
 def say(sentence: str) -> None:
     """Tell the person at the keyboard; stdout is kept for results."""
-    print(visible(sentence), file=sys.stderr, flush=True)
+    print(visible(with_flags(sentence)), file=sys.stderr, flush=True)
 
 
 def show(renderable: Any) -> None:

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from repquant import __version__
+from repquant.cli.flags import with_flags
 from repquant.errors import InputError, shortened, visible
 from repquant.train.stopping import StoppedError
 
@@ -24,7 +25,7 @@ def explain(error: BaseException, verb: str, arguments: Sequence[str]) -> int:
         arguments: what the person gave, for a report.
     """
     status, sentence = _sentence(error, arguments)
-    print(visible(f"{f'repquant {verb}'.strip()}: {sentence}"), file=sys.stderr)
+    print(visible(f"{f'repquant {verb}'.strip()}: {with_flags(sentence)}"), file=sys.stderr)
     return status
 
 

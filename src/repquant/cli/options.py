@@ -27,9 +27,12 @@ _WORKERS = max(32, 4 * (os.cpu_count() or 1))
 """Decoding processes beyond this only take memory."""
 
 
-def option(help: str, default: Any = MISSING, allowed: Numbers | None = None) -> Any:
-    """Return a dataclass field with a help text, and the range of its numbers; without a default it is required."""
-    return field(default=default, metadata={"help": help, "allowed": allowed})
+def option(help: str, default: Any = MISSING, allowed: Numbers | None = None, argument: str = "") -> Any:
+    """Return a dataclass field with a help text, and the range of its numbers; without a default it is required.
+
+    `argument` is what the library calls it, where that is another name.
+    """
+    return field(default=default, metadata={"help": help, "allowed": allowed, "argument": argument})
 
 
 def argument(help: str) -> Any:
@@ -154,11 +157,12 @@ class TargetOptions:
     activation_bits: int = option("bits of the activations, 2 to 8; fewer than 8 are simulated alone", 8, BITS)
     keep_float: str = option("layers that stay in float: first, last, or layer names, with commas", "")
     tensorrt_weights: str = option(
-        "files for tensorrt: int8 weights (10.x, 11.x), or float ones behind Q/DQ (8.x)", "int8"
+        "files for tensorrt: int8 weights (10.x, 11.x), or float ones behind Q/DQ (8.x)", "int8", argument="stored_weights"
     )
     tensorrt_scales: str = option(
         "type of the scales for tensorrt, in which layers run that are not quantized: float32 or float16 (not in 8.x)",
         "float32",
+        argument="scale_type",
     )
     vnni: str = option("whether the CPU that serves has VNNI: auto (as this one), yes or no", "auto")
 

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from repquant.cli.console import finish, say, show, show_configuration
+from repquant.cli.flags import with_flags
 from repquant.cli.options import CalibrationOptions, DataOptions, ModelOptions, TargetOptions, option, split_names
 from repquant.errors import InputError
 from repquant.option_ranges import BATCH, COUNT, EPOCHS, RATE
@@ -157,7 +158,7 @@ def _complete(name: str, seed: int, options: Options, output: Path) -> Path:
             raise StoppedError("stopped as asked; the same command goes on where it was") from None
         except DivergedError as error:
             with replace_file(folder / _DIVERGED) as temporary:
-                temporary.write_text(json.dumps({"error": str(error), "config": asdict(row)}))
+                temporary.write_text(json.dumps({"error": with_flags(str(error)), "config": asdict(row)}))
     return folder
 
 

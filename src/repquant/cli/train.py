@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show_configuration
+from repquant.cli.flags import with_flags
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
 from repquant.train.recipe import Recipe
@@ -70,6 +71,7 @@ def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: 
     newest = ranks.from_main(lambda: newest_checkpoint(output)) if options.resume else None
     model, origin = bare_network(recipe) if newest and newest.checkpoint else initial_network(recipe)
     trainer = Trainer(FloatTask(model, recipe), recipe, training, validation, device, ranks)
+    origin = with_flags(origin)
     begin(options, recipe, ranks, until_the_end)
     if ranks.is_main:
         say(origin)

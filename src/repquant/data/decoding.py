@@ -36,7 +36,7 @@ class UnreadableImageError(InputError):
     def __str__(self) -> str:
         return (
             f"can't read image {self.file}: {self.reason}; "
-            "replace the file, or pass --skip-unreadable to go on without it"
+            "replace the file, or pass `skip_unreadable=True` to go on without it"
         )
 
 

@@ -173,7 +173,7 @@ def _checked(
     if num_classes is not None and classes != num_classes:
         raise InputError(
             f"runtime {name} gives {classes} logits an image, and the model is to have {num_classes} classes; is it a "
-            f"classifier? If it is, pass --num-classes {classes}"
+            f"classifier? If it is, pass `num_classes={classes}`"
         )
     for values in outputs:
         broken = int((~np.isfinite(values.reshape(len(values), -1))).any(axis=1).sum())

@@ -105,7 +105,7 @@ def _advice(closest: ClosestArchitecture) -> str:
     if closest.num_classes is not None and closest.fitting == closest.total:
         return (
             f"the file looks like {closest.arch} with {closest.num_classes} classes; "
-            f"pass --arch {closest.arch} --num-classes {closest.num_classes}"
+            f"pass `arch='{closest.arch}'` `num_classes={closest.num_classes}`"
         )
     return (
         f"the closest architecture is {closest.arch}, which fits {closest.fitting} of {closest.total} keys: the "

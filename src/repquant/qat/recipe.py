@@ -68,7 +68,7 @@ class QatRecipe(Recipe):
         for name, unused in UNUSED.items():
             self._require(getattr(self, name) == unused, name, f"{unused!r}: it is an option of float training")
         if self.teacher and self.distillation == 0 and self.block_distillation == 0:
-            raise InputError("--teacher was given, and nothing is distilled; raise --distillation")
+            raise InputError("`teacher` was given, and nothing is distilled; raise `distillation`")
         self._require(
             self.gradual_epochs <= self.epochs / 2, "gradual_epochs", f"at most {self.epochs / 2}, half of the epochs"
         )

@@ -5,7 +5,7 @@ Nothing heavy is imported here: the command line takes its options from this dat
 
 from dataclasses import dataclass
 
-from repquant.errors import InputError
+from repquant.errors import InputError, given
 from repquant.option_ranges import POSITIVE_COUNT
 from repquant.qat.recipe import QatRecipe
 from repquant.train.recipe import WARMUP, setting
@@ -38,13 +38,13 @@ class RepVGGQatRecipe(QatRecipe):
         self._require(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
         self._require(self.statistics in STATISTICS, "statistics", f"one of {', '.join(STATISTICS)}")
         if self.teacher_arch and not self.teacher:
-            raise InputError(f"--teacher-arch {self.teacher_arch} was given without its checkpoint; pass --teacher too")
+            raise InputError(f"{given('teacher_arch', self.teacher_arch)} has no checkpoint; pass `teacher` too")
         if self.statistics == "refreshed" and self.method != "equivalent-kernel":
-            raise InputError(f"--statistics refreshed is for --method equivalent-kernel, and it is {self.method}")
+            raise InputError(f'`statistics="refreshed"` is for `method="equivalent-kernel"`, and it is {self.method}')
         if self.refresh_steps != type(self).refresh_steps and self.statistics != "refreshed":
-            raise InputError(f"--refresh-steps is for --statistics refreshed, and they are {self.statistics}")
+            raise InputError(f'`refresh_steps` is for `statistics="refreshed"`, and they are {self.statistics}')
         if self.freeze_epochs != type(self).freeze_epochs and self.method != "inserted-bn":
-            raise InputError(f"--freeze-epochs is for --method inserted-bn, and it is {self.method}")
+            raise InputError(f'`freeze_epochs` is for `method="inserted-bn"`, and it is {self.method}')
 
     @property
     def has_moving_statistics(self) -> bool:

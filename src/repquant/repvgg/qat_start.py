@@ -64,13 +64,13 @@ class StartOptions:
         if self.ptq.identity not in ("fused", "residual"):
             raise InputError(
                 f"identity {self.ptq.identity!r} was given; training keeps identity branches in the kernel or adds "
-                "them: pass --identity fused or residual"
+                'them: pass `identity="fused"` or "residual"'
             )
         if self.ptq.identity == "residual" and self.method == "inserted-bn":
-            raise InputError("--method inserted-bn folds whole kernels; pass --identity fused with it")
+            raise InputError('`method="inserted-bn"` folds whole kernels; pass `identity="fused"` with it')
         if self.ptq.rounding == "learned":
             raise InputError(
-                "learned rounding was given: training learns it itself; pass --rounding feedback or nearest"
+                'learned rounding was given: training learns it itself; pass `rounding="feedback"` or "nearest"'
             )
 
 
@@ -198,9 +198,9 @@ def require_branches(model: RepVGG, method: str) -> None:
     """
     if method == "equivalent-kernel" and not training_blocks(model):
         raise InputError(
-            "--method equivalent-kernel trains the branches that a block's kernel is made of, and this checkpoint is "
+            '`method="equivalent-kernel"` trains the branches that a block's kernel is made of, and this checkpoint is '
             "in deploy form: its branches are fused and can't be had back. Give the checkpoint in training form, or "
-            "pass --method plain"
+            'pass `method="plain"`'
         )
 
 

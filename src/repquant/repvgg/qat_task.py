@@ -27,8 +27,8 @@ class RepVGGQatTask(QatTask):
         blocks, aims = block_outputs(network), block_outputs(teacher)
         if recipe.block_distillation and [*blocks] != [*aims]:
             raise InputError(
-                f"--block-distillation compares block with block, and the teacher has the blocks {', '.join(aims)}, "
-                f"the network {', '.join(blocks)}; pass --block-distillation 0"
+                f"`block_distillation` compares block with block, and the teacher has the blocks {', '.join(aims)}, "
+                f"the network {', '.join(blocks)}; pass `block_distillation=0`"
             )
         super().__init__(network, recipe, teacher, dict(zip(blocks.values(), aims.values(), strict=False)))
         self._repvgg_recipe = recipe

@@ -92,7 +92,7 @@ def build_engine(path: Path, options: BuildOptions, timing_cache: bytes = b"") -
     if not (graph.is_quantized or options.allow_float):
         raise InputError(
             f"{path} holds no quantizers, and TensorRT would build a float engine; give an INT8 file, or allow it "
-            "(--float)"
+            "(`allow_float=True`)"
         )
     version = require_tensorrt()
     import tensorrt as trt
@@ -180,15 +180,15 @@ def _not_parsed(path: Path, parser: trt.OnnxParser) -> InputError:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     told = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
     return InputError(
-        f"TensorRT's parser refuses {path}: {told or 'it gives no reason'}; `repquant check {path} --target tensorrt` "
-        "says what to do"
+        f"TensorRT's parser refuses {path}: {told or 'it gives no reason'}; check the file "
+        "for the target tensorrt: that says what to do"
     )
 
 
 def _not_built(path: Path, reason: str) -> InputError:
     remedy = "see what it says"
     if "memory" in reason.lower():
-        remedy = "lower --workspace or the largest batch, or free memory of the GPU"
+        remedy = "lower `workspace_mib` or the largest batch, or free memory of the GPU"
     return InputError(f"TensorRT can't build an engine from {path}: {reason}; {remedy}")
 
 

@@ -28,7 +28,7 @@ SATURATION = Rule(
     name="saturation",
     severity="inexact",
     source="docs.openvino.ai, Saturation (overflow) Issue Workaround",
-    remedy="quantize the weights to 7 bits (--vnni no), or run it on a CPU with VNNI",
+    remedy="quantize the weights to 7 bits (`weight_bits=7`), or run it on a CPU with VNNI",
 )
 RULES = (LOADS, INTEGER_OPERATOR, SATURATION)
 

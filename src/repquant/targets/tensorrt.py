@@ -130,7 +130,7 @@ SCALE_TYPE = Rule(
     name="scale-type",
     severity="slower",
     source="guide: in a strongly typed network DequantizeLinear gives the type of its scale",
-    remedy="store the scales as FP16 (--tensorrt-scales float16), so that these layers run in FP16",
+    remedy="store the scales as FP16 (`scale_type='float16'`), so that these layers run in FP16",
 )
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 

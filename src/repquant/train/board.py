@@ -24,7 +24,7 @@ def require_tensorboard() -> "type[SummaryWriter]":
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError("--tensorboard needs TensorBoard; pip install 'repquant[train]'") from error
+        raise InputError("`tensorboard` needs TensorBoard; pip install 'repquant[train]'") from error
     return SummaryWriter
 
 

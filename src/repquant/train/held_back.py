@@ -56,7 +56,7 @@ def hold_back(source: ImageSource, count: int) -> tuple[Subset, Subset]:
     """
     if count >= len(source):
         raise InputError(
-            f"--held-back-images {count} was given, and there are {len(source)} training images; leave some"
+            f"`held_back_images={count}` was given, and there are {len(source)} training images; leave some"
         )
     held = set(draw(source, count))
     rest = [index for index in range(len(source)) if index not in held]
@@ -71,6 +71,6 @@ def take(source: ImageSource, count: int) -> Subset:
     """
     if count > len(source):
         raise InputError(
-            f"--training-images {count} was given, and there are {len(source)} images to train on; give at most that"
+            f"`training_images={count}` was given, and there are {len(source)} images to train on; give at most that"
         )
     return Subset(source, sorted(draw(source, count)))

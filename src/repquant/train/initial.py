@@ -62,5 +62,5 @@ def _fresh(recipe: Recipe) -> str:
         return origin
     return (
         f"{origin}, and the scales that a hyper-search starts with: for those that it finds, train "
-        f"{recipe.arch}{SEARCH_SUFFIX} and pass its model.safetensors as --init-weights"
+        f"{recipe.arch}{SEARCH_SUFFIX} and pass its model.safetensors as `init_weights`"
     )

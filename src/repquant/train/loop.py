@@ -291,24 +291,24 @@ class Trainer:
         return DivergedError(
             f"training has diverged: {what} at step {step + 1} of {self._total_steps} "
             f"(epoch {step // self._training.steps + 1}), learning rate {self._learning_rate(step):.6g}; "
-            f"lower --learning-rate or raise --warmup-epochs. Last good checkpoint: {self.last_good}"
+            f"lower `learning_rate` or raise `warmup_epochs`. Last good checkpoint: {self.last_good}"
         )
 
     def _stopped(self) -> StoppedError:
         return StoppedError(
-            f"stopped as asked after step {self.step} of {self._total_steps}; the same command with --resume goes on. "
+            f"stopped as asked after step {self.step} of {self._total_steps}; the same run with `resume=True` goes on. "
             f"Last good checkpoint: {self.last_good}"
         )
 
 
 def _require_precision(recipe: Recipe, device: torch.device) -> None:
     if recipe.precision == "float16" and device.type != "cuda":
-        raise InputError("--precision float16 needs --device cuda; pass bfloat16 or float32")
+        raise InputError('`precision="float16"` needs `device="cuda"`; pass bfloat16 or float32')
     smallest = min(recipe.training_sizes)
     if smallest < _SMALLEST_BFLOAT16_IMAGE and recipe.precision == "bfloat16" and device.type == "cpu":
         raise InputError(
-            f"--precision bfloat16 gives wrong gradients on the CPU for images of {smallest} pixels; "
-            f"pass --precision float32, or --image-size {_SMALLEST_BFLOAT16_IMAGE} or more"
+            f'`precision="bfloat16"` gives wrong gradients on the CPU for images of {smallest} pixels; '
+            f'pass `precision="float32"`, or `image_size={_SMALLEST_BFLOAT16_IMAGE}` or more'
         )
 
 

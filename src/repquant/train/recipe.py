@@ -6,7 +6,7 @@ Nothing heavy is imported here: the command line takes its options from this dat
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from repquant.errors import InputError
+from repquant.errors import InputError, given
 from repquant.option_ranges import (
     BATCH,
     CLASSES,
@@ -104,7 +104,7 @@ class Recipe:
         check_ranges(self)
         self._require(self.augmentation in AUGMENTATIONS, "augmentation", f"one of {', '.join(AUGMENTATIONS)}")
         if self.crop_area != type(self).crop_area and self.augmentation != "random-resized-crop":
-            raise InputError(f"--crop-area is for --augmentation random-resized-crop, and it is {self.augmentation}")
+            raise InputError(f'`crop_area` is for `augmentation="random-resized-crop"`, and it is {self.augmentation}')
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         self._require(self.optimizer in OPTIMIZERS, "optimizer", f"one of {', '.join(OPTIMIZERS)}")
         if self.randaugment:
@@ -137,5 +137,4 @@ class Recipe:
 
     def _require(self, is_valid: bool, name: str, allowed: str) -> None:
         if not is_valid:
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} {getattr(self, name)} was given; allowed is {allowed}")
+            raise InputError(f"{given(name, getattr(self, name))} was given; allowed is {allowed}")

@@ -56,7 +56,7 @@ class TrainingSet:
         if self.steps == 0:
             raise InputError(
                 f"a batch of {recipe.batch_size} is larger than the {len(source)} training images; "
-                f"pass --batch-size {len(source)} or less"
+                f"pass `batch_size={len(source)}` or less"
             )
         self.skipped: dict[str, str] = {}
         self._batches = _Batches(source, recipe, ranks)
@@ -178,15 +178,15 @@ def _require_even_parts(recipe: Recipe, ranks: Ranks) -> None:
     parts = ranks.world_size * recipe.accumulation_steps
     if recipe.batch_size % parts:
         raise InputError(
-            f"--batch-size {recipe.batch_size} was given, of all processes together; with {ranks.world_size} processes "
+            f"`batch_size={recipe.batch_size}` was given, of all processes together; with {ranks.world_size} processes "
             f"and {recipe.accumulation_steps} accumulation steps it must be a multiple of {parts}"
         )
     seen = recipe.batch_size // recipe.accumulation_steps if recipe.sync_bn else recipe.batch_size // parts
     if seen < 2:
         raise InputError(
-            f"--batch-size {recipe.batch_size} was given, of all processes together; with {ranks.world_size} processes "
+            f"`batch_size={recipe.batch_size}` was given, of all processes together; with {ranks.world_size} processes "
             f"and {recipe.accumulation_steps} accumulation steps, batch statistics would be those of one image. Raise "
-            "it, lower --accumulation-steps, or with several processes pass --sync-bn true"
+            "it, lower `accumulation_steps`, or with several processes pass `sync_bn=True`"
         )
 
 
@@ -196,5 +196,5 @@ def _require_classes(source: ImageSource, num_classes: int, what: str) -> None:
     if len(source.classes) != num_classes:
         raise InputError(
             f"the {what} images have {len(source.classes)} classes, the network {num_classes}; "
-            f"pass --num-classes {len(source.classes)}"
+            f"pass `num_classes={len(source.classes)}`"
         )

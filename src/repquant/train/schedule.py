@@ -1,6 +1,6 @@
 """What changes from epoch to epoch by a plan: the side of the training images."""
 
-from repquant.errors import InputError
+from repquant.errors import InputError, given
 from repquant.option_ranges import IMAGE_SIDE
 
 Plan = tuple[tuple[int, int], ...]
@@ -15,11 +15,11 @@ def parse_sizes(text: str) -> Plan:
     try:
         plan = tuple((int(epoch), int(side)) for epoch, side in (part.split(":") for part in text.split(",")))
     except ValueError:
-        raise InputError(f"--size-schedule {text!r} was given; write it as 0:96,10:128: epoch:pixels") from None
+        raise InputError(f"{given('size_schedule', text)} was given; write it as 0:96,10:128: epoch:pixels") from None
     epochs = [epoch for epoch, _ in plan]
     if epochs[0] != 0 or epochs != sorted(set(epochs)) or not all(side in IMAGE_SIDE for _, side in plan):
         raise InputError(
-            f"--size-schedule {text!r} was given; its epochs begin with 0 and rise, and its sides are {IMAGE_SIDE}"
+            f"{given('size_schedule', text)} was given; its epochs begin with 0 and rise, and its sides are {IMAGE_SIDE}"
         )
     return plan
 

@@ -31,7 +31,7 @@ def stoppable() -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        end_with(StoppedError("stopped as asked; the same command with --resume goes on"))
+        end_with(StoppedError("stopped as asked; the same run with `resume=True` goes on"))
 
     with _handling(stop):
         yield

@@ -79,7 +79,7 @@ class FloatTask:
         self._recipe = recipe
         if recipe.custom_l2 and not any(isinstance(module, RepVGGBlock) for module in model.modules()):
             raise InputError(
-                f"--custom-l2 is for the blocks of RepVGG, and {recipe.arch} has none; pass --custom-l2 false"
+                f"`custom_l2` is for the blocks of RepVGG, and {recipe.arch} has none; pass `custom_l2=False`"
             )
         for part in self._frozen_parts():
             part.requires_grad_(False)
@@ -118,7 +118,7 @@ class FloatTask:
         parts = [self.model.get_submodule("stem"), *self.model.get_submodule("stages").children()]
         if self._recipe.freeze_stages > len(parts):
             raise InputError(
-                f"--freeze-stages {self._recipe.freeze_stages} was given; allowed is from 0 to {len(parts)} for "
+                f"`freeze_stages={self._recipe.freeze_stages}` was given; allowed is from 0 to {len(parts)} for "
                 f"{self._recipe.arch}"
             )
         return parts[: self._recipe.freeze_stages]
