@@ -1,14 +1,14 @@
 """Every number that a person can give has a range, and it is checked in one place."""
 
 import importlib
-from dataclasses import dataclass, field, fields
-from typing import get_type_hints
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from repquant.cli.main import VERBS
 from repquant.errors import InputError
-from repquant.option_ranges import Numbers, check_ranges
+from repquant.option_ranges import Names, Numbers, check_ranges
 
 
 def options_of(verb):
@@ -19,7 +19,9 @@ def options_of(verb):
 def test_every_number_of_a_verb_has_a_range_that_its_default_lies_in(verb):
     hints = get_type_hints(options_of(verb))
     for each in fields(options_of(verb)):
-        if hints[each.name] in (str, bool):
+        hint = hints[each.name]
+        if hint in (str, bool) or get_origin(hint) is Literal:
+            assert each.default is MISSING or hint in (str, bool) or each.default in get_args(hint)
             continue
         allowed = each.metadata.get("allowed")
         assert isinstance(allowed, Numbers), each.name
@@ -47,6 +49,8 @@ class Options:
     batch_size: int = field(default=1, metadata={"allowed": Numbers(1, 8)})
     mean: tuple[float, float, float] = field(default=(0, 0, 0), metadata={"allowed": Numbers(-1, 1)})
     output: str = ""
+    runtimes: str = field(default="all", metadata={"allowed": Names(("pytorch", "openvino"))})
+    device: Literal["cpu", "cuda"] = "cpu"
     free: int = 0
 
 
@@ -57,6 +61,8 @@ class Options:
         (Options(mean=(0, 2, 0)), r"`mean=\(0, 2, 0\)` was given; allowed for each of them is from -1 to 1"),
         (Options(batch_size=10**5000), "`batch_size` with thousands of digits was given"),
         (Options(output="a\0b"), r"`output='a\\x00b'` was given; control characters are not allowed"),
+        (Options(device="tpu"), "`device='tpu'` was given; allowed is one of cpu, cuda"),
+        (Options(runtimes="openvino,x"), "`runtimes`: 'x' was given; allowed are pytorch, openvino, several with comm"),
         (Options(output="x" * 5000), "`output` has 5,000 characters; allowed are 4,096"),
     ],
 )

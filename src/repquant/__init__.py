@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from repquant.analyze import analyze as analyze
     from repquant.check import check as check
     from repquant.load import load as load
-    from repquant.methods.ptq import PtqMethod as PtqMethod
+    from repquant.methods.method import PtqMethod as PtqMethod
     from repquant.prove import Proof as Proof
     from repquant.prove import prove as prove
     from repquant.quantize import Quantized as Quantized
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Found": "repquant.search",
     "Proof": "repquant.prove",
-    "PtqMethod": "repquant.methods.ptq",
+    "PtqMethod": "repquant.methods.method",
     "Quantized": "repquant.quantize",
     "Target": "repquant.targets.target",
     "analyze": "repquant.analyze",

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from repquant.choices import Calibrator
 from repquant.graph.batches import first_images, rereadable
 from repquant.graph.run import Batch
-from repquant.methods.ptq import PtqMethod, prepare
+from repquant.methods.method import PtqMethod
+from repquant.methods.ptq import prepare
 from repquant.methods.sensitivity import Sensitivity, measure_sensitivity
-from repquant.quantize import Calibrator, captured, collect, served_here
+from repquant.quantize import captured, collect, served_here
 from repquant.targets.target import Target
 
 AS_IT_IS = PtqMethod(equalization="none", rounding="nearest")

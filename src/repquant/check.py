@@ -6,12 +6,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repquant.choices import TARGETS
 from repquant.errors import InputError
 
 if TYPE_CHECKING:
     from repquant.targets.finding import Finding
-
-CHECKED_TARGETS = ("tensorrt", "onnxruntime", "openvino")
 
 
 def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
@@ -33,8 +32,8 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     from repquant.targets.finding import SEVERITIES
     from repquant.targets.onnx_graph import read_graph
 
-    if target not in CHECKED_TARGETS:
-        raise InputError(f"target {target!r} was given; allowed are {', '.join(CHECKED_TARGETS)}")
+    if target not in TARGETS:
+        raise InputError(f"target {target!r} was given; allowed are {', '.join(TARGETS)}")
     graph = read_graph(Path(path))
     if target == "tensorrt":
         found = tensorrt.find(graph)

@@ -1,8 +1,9 @@
-"""Which values an option may have: declared with the option, as metadata of its dataclass field, checked in one place.
+"""What an option is: a dataclass field whose type, range, default and help the command line and the checks both read.
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        batch_size: int = field(default=32, metadata={"help": "images a batch", "allowed": Numbers(1, 65536)})
+        batch_size: int = option("images a batch", 32, Numbers(1, 65536))
+        device: Literal["cpu", "cuda"] = option("where to train", "cpu")
 
     check_ranges(Options(batch_size=0))  # InputError: `batch_size=0` was given; allowed is from 1 to 65,536
 
@@ -10,8 +11,9 @@ Upper ends are far above what is useful and below what overflows. What depends o
 is checked where it is used.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from repquant.errors import InputError, given
 
@@ -50,6 +52,42 @@ class Numbers:
         return f"0, or {text}" if self.or_zero else text
 
 
+@dataclass(frozen=True)
+class Names:
+    """Names in a text, with commas, in order and without repetition; `all` stands for what there is."""
+
+    names: tuple[str, ...]
+
+    def split(self, text: str, everything: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the names in a text; `all` stands for `everything`, or for all that are allowed.
+
+        Raises:
+            InputError: a name that is not allowed, or none at all.
+        """
+        names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+        if names == ("all",):
+            return tuple(everything) or self.names
+        unknown = [name for name in names if name not in self.names]
+        if unknown or not names:
+            raise InputError(f"{', '.join(map(repr, unknown)) or 'no name'} was given; allowed are {self}")
+        return names
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names)}, several with commas, or all"
+
+
+def option(help: str, default: Any = MISSING, allowed: Numbers | Names | None = None, argument: str = "") -> Any:
+    """Return a dataclass field of an option; without a default it is required.
+
+    Args:
+        help: what it is, for a person; the range, the choices of its type and the default are added where it is shown.
+        default: its value where none is given.
+        allowed: what it may be, besides what its type says.
+        argument: what the library calls it, where that is another name.
+    """
+    return field(default=default, metadata={"help": help, "allowed": allowed, "argument": argument})
+
+
 COUNT = Numbers(0, 10**9)
 """Of images or steps: 0 or more."""
 POSITIVE_COUNT = Numbers(1, 10**9)
@@ -68,21 +106,34 @@ RATE = Numbers(0, 1000, above=True)
 
 
 def check_ranges(options: Any) -> None:
-    """Accept the values of a dataclass whose fields declare an "allowed" range; texts are ones that a file name can be.
+    """Accept the values of a dataclass: in the range of its field and the choices of its type; texts as file names are.
 
     Raises:
-        InputError: a value is out of its range; the message names the option, the value and the range.
+        InputError: a value is none of them; the message names the option, the value and what is allowed.
     """
-    for field in fields(options):
-        value = getattr(options, field.name)
-        allowed = field.metadata.get("allowed")
-        if allowed is not None:
+    hints = get_type_hints(type(options))
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, str):
+            _check_text(each.name, value)
+        if get_origin(hints[each.name]) is Literal and value not in get_args(hints[each.name]):
+            choices = ", ".join(map(str, get_args(hints[each.name])))
+            raise InputError(f"{given(each.name, value)} was given; allowed is one of {choices}")
+        allowed = each.metadata.get("allowed")
+        if isinstance(allowed, Names):
+            _check_names(each.name, value, allowed)
+        elif allowed is not None:
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(number in allowed for number in numbers):
-                each = "for each of them is " if isinstance(value, tuple) else "is "
-                raise InputError(f"{given(field.name, value)} was given; allowed {each}{allowed}")
-        if isinstance(value, str):
-            _check_text(field.name, value)
+                which = "for each of them is " if isinstance(value, tuple) else "is "
+                raise InputError(f"{given(each.name, value)} was given; allowed {which}{allowed}")
+
+
+def _check_names(name: str, value: str, allowed: Names) -> None:
+    try:
+        allowed.split(value)
+    except InputError as error:
+        raise InputError(f"`{name}`: {error}") from None
 
 
 def _check_text(name: str, value: str) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import fx, nn
 
 from repquant.check import require_taken
+from repquant.choices import Calibrator
 from repquant.errors import InputError
 from repquant.export.onnx import export_graph
 from repquant.graph.batches import example_of, first_images, rereadable
@@ -21,14 +22,14 @@ from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan, make_plan
 from repquant.graph.run import Batch
 from repquant.methods.calibrate import activation_ranges, collect_histograms
-from repquant.methods.ptq import PtqMethod, prepare, round_graph
+from repquant.methods.method import PtqMethod
+from repquant.methods.ptq import prepare, round_graph
 from repquant.methods.rounded import Rounded
 from repquant.numerics.histogram import Histogram
 from repquant.reparameterize import reparameterize
 from repquant.simulation.network import quantized_layers, simulate
 from repquant.targets.target import Target, resolve_target
 
-Calibrator = Literal["max", "percentile", "mse", "entropy"]
 Progress = Callable[[str, int], None]
 """Called with the name of a step and what was done of it since the last call: images, layers or learning steps."""
 

@@ -71,7 +71,7 @@ def test_advice_knows_what_was_done(analyze, tmp_path, monkeypatch, rounding_ima
     [
         (("--analysis-images", 0), "--analysis-images 0 was given; allowed is from 1 to"),
         (("--analysis-images", 25), "--analysis-images 25 was given; allowed are 1 to 24"),
-        (("--calibrator", "all"), "calibrator 'all' was given; allowed are max, percentile, mse, entropy"),
+        (("--calibrator", "all"), "--calibrator all was given; allowed is one of max, percentile, mse, entropy"),
         (("--analysis-images", 8, "--keep-float", "stages.9"), "no layer is named 'stages.9'"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import get_type_hints
 import pytest
 
 from repquant.cli import convert, main
+from repquant.cli.verbs import module_of
 from repquant.data import loading
 from repquant.errors import InputError
 
@@ -77,7 +78,7 @@ def draw(dice, hint, name):
 @pytest.mark.parametrize("verb", main.VERBS)
 def test_any_values(verb, reach, repquant, weights, photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    kind = main._module(verb).Options
+    kind = module_of(verb).Options
     hints = get_type_hints(kind)
     base = valid_options(kind, weights, photographs)
     if verb in ("convert", "export", "insert-bn"):

@@ -65,7 +65,7 @@ def test_what_one_target_refuses_another_may_take(repquant, headline, save, targ
     [
         (("missing.onnx", "--target", "tensorrt"), "model file missing.onnx does not exist"),
         (("text.onnx", "--target", "openvino"), "text.onnx is no ONNX file"),
-        (("text.onnx", "--target", "coreml"), "target 'coreml' was given; allowed are tensorrt, onnxruntime"),
+        (("text.onnx", "--target", "coreml"), "--target coreml was given; allowed is one of tensorrt, onnxruntime"),
         (("text.onnx",), "target"),
         (("--target", "tensorrt"), "file"),
     ],

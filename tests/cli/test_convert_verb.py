@@ -90,8 +90,8 @@ def test_forms_that_differ_by_more_than_float32_explains_are_not_written(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"form": "folded"}, "form 'folded' was given; allowed are deploy and training"),
-        ({"dialect": "keras"}, "unknown checkpoint dialect 'keras'; choose one of official, timm, mmpretrain"),
+        ({"form": "folded"}, "--form folded was given; allowed is one of training, deploy"),
+        ({"dialect": "keras"}, "--dialect keras was given; allowed is one of official, timm, mmpretrain"),
         ({"output": "model.onnx"}, "output model.onnx does not end in .safetensors or .pth"),
         ({"output": "missing/model.pth"}, "can't write to missing; choose a folder that exists and is writable"),
         ({"output": "/proc/model.pth"}, "can't write to /proc"),

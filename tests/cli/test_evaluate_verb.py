@@ -37,8 +37,8 @@ def test_a_gpu_that_is_not_there(evaluate, weights):
         (("--runtimes", "onnxruntime", "--model", "missing.onnx"), "model file missing.onnx does not exist"),
         (("--runtimes", "onnxruntime", "--model", "cut.onnx"), "can't load cut.onnx"),
         (("--runtimes", "openvino", "--model", "cut.onnx"), "can't load cut.onnx"),
-        (("--runtimes", "caffe"), "runtimes: 'caffe' was given; allowed are pytorch, onnxruntime, openvino"),
-        (("--split", "test"), "split 'test' was given; allowed are val and train"),
+        (("--runtimes", "caffe"), "--runtimes: 'caffe' was given; allowed are pytorch, onnxruntime, openvino"),
+        (("--split", "test"), "--split test was given; allowed is one of train, val"),
     ],
 )
 def test_bad_input(evaluate, tmp_path, arguments, message):

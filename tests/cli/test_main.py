@@ -27,15 +27,19 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     [
         ((), '"verb" to be one of {demo,convert,quantize,ptq'),
         (("quantise",), "invalid choice: 'quantise' (choose from 'demo', 'convert', 'quantize', 'ptq'"),
-        (("ptq",), "required: ptq.data, ptq.target, ptq.output"),
+        (("ptq",), "required: --data, --target, --output"),
         (("ptq", *REQUIRED, "--calibrater", "max"), "unrecognized arguments: --calibrater max"),
         (("ptq", *REQUIRED, "--batch", "8"), "unrecognized arguments: --batch 8"),
         (("ptq", *REQUIRED, "surplus"), "unrecognized arguments: surplus"),
-        (("ptq", *REQUIRED, "--batch-size", "many"), "batch_size"),
-        (("ptq", *REQUIRED, "--batch-size", "1.5"), "batch_size"),
+        (("ptq", *REQUIRED, "--batch-size", "many"), "--batch-size many was given; allowed is a whole number"),
+        (("ptq", *REQUIRED, "--batch-size", "1.5"), "--batch-size 1.5 was given; allowed is a whole number"),
+        (
+            ("ptq", *REQUIRED, "--rounding", "up"),
+            "--rounding up was given; allowed is one of feedback, learned, nearest",
+        ),
         (("ptq", *REQUIRED, "--mean", "[0.5,0.5]"), "argument --mean: expected three numbers, for example 0.5,0.5,0.5"),
-        (("ptq", *REQUIRED, "--overwrite", "maybe"), "overwrite"),
-        (("ptq", *REQUIRED, "--config", "missing.yaml"), "missing.yaml"),
+        (("ptq", *REQUIRED, "--overwrite", "maybe"), "--overwrite maybe was given; allowed is true or false"),
+        (("ptq", *REQUIRED, "--config", "missing.yaml"), "--config: File does not exist: "),
     ],
 )
 def test_what_the_parser_refuses(repquant, arguments, message):
@@ -49,7 +53,7 @@ def test_what_the_parser_refuses(repquant, arguments, message):
     ("content", "message"),
     [
         ("batchsize: 4", "'ptq' does not accept option 'batchsize'"),
-        ("batch_size: many", "batch_size"),
+        ("batch_size: many", "--batch-size many was given"),
         ("batch_size: [", "parsing config"),
         ("- a list", "config"),
     ],
@@ -65,7 +69,7 @@ def test_configuration_that_can_not_be_used(repquant, tmp_path, content, message
 def test_process_ends_with_the_status():
     done = subprocess.run([sys.executable, "-m", "repquant", "ptq"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.endswith("required: ptq.data, ptq.target, ptq.output\n")
+    assert done.stderr.endswith("required: --data, --target, --output\n")
 
 
 def test_version(repquant):

@@ -1,9 +1,11 @@
+"""Names in a text, with commas."""
+
 import pytest
 
-from repquant.cli.options import split_names
 from repquant.errors import InputError
+from repquant.option_ranges import Names
 
-ALLOWED = ("max", "mse", "entropy")
+ALLOWED = Names(("max", "mse", "entropy"))
 
 
 @pytest.mark.parametrize(
@@ -13,19 +15,21 @@ ALLOWED = ("max", "mse", "entropy")
         ("mse,max", ("mse", "max")),
         (" mse , max ,", ("mse", "max")),
         ("max,max", ("max",)),
-        ("all", ALLOWED),
+        ("all", ALLOWED.names),
     ],
 )
 def test_names_in_a_list(value, names):
-    assert split_names(value, ALLOWED, "calibrator") == names
+    assert ALLOWED.split(value) == names
 
 
 @pytest.mark.parametrize(
-    ("value", "given"), [("median", "'median'"), ("max,Max,x", "'Max', 'x'"), ("", "nothing"), ("max,all", "'all'")]
+    ("value", "given"), [("median", "'median'"), ("max,Max,x", "'Max', 'x'"), ("", "no name"), ("max,all", "'all'")]
 )
 def test_names_that_are_not_allowed_are_all_named(value, given):
     with pytest.raises(InputError) as refused:
-        split_names(value, ALLOWED, "calibrator")
-    assert str(refused.value) == (
-        f"calibrator: {given} was given; allowed are max, mse, entropy, several with commas, or all"
-    )
+        ALLOWED.split(value)
+    assert str(refused.value) == f"{given} was given; allowed are max, mse, entropy, several with commas, or all"
+
+
+def test_all_may_stand_for_what_there_is():
+    assert ALLOWED.split("all", ("mse",)) == ("mse",)

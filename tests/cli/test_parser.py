@@ -2,17 +2,20 @@
 
 import dataclasses
 import importlib
+import shlex
 from dataclasses import dataclass
-from typing import get_type_hints
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from jsonargparse import ArgumentParser
 
+from repquant.cli import ptq
 from repquant.cli.console import show_configuration
 from repquant.cli.main import VERBS, build_parser
-from repquant.cli.options import option
-from repquant.cli.parser import add_options
+from repquant.cli.parser import OptionParser, add_options
+from repquant.cli.verbs import module_of
+from repquant.option_ranges import option
 from repquant.qat.recipe import UNUSED
 
 TWO_VALUES = {
@@ -43,7 +46,7 @@ class Sandwich:
 
 @pytest.fixture
 def sandwich():
-    parser = ArgumentParser(exit_on_error=False)
+    parser = OptionParser(exit_on_error=False)
     add_options(parser, Sandwich)
     return lambda *arguments: vars(parser.parse_args(arguments))
 
@@ -53,11 +56,15 @@ def options_of(verb):
     options = importlib.import_module(f"repquant.cli.{verb.replace('-', '_')}").Options
     hints = get_type_hints(options)
     keys = [field.name for field in dataclasses.fields(options)]
-    return options, [(key, f"--{key.replace('_', '-')}", *TWO_VALUES[hints[key]]) for key in keys]
+    return options, [(key, f"--{key.replace('_', '-')}", *two_values(hints[key])) for key in keys]
+
+
+def two_values(hint):
+    return get_args(hint)[-1:-3:-1] if get_origin(hint) is Literal else TWO_VALUES[hint]
 
 
 def parse(verb, *arguments):
-    return build_parser().parse_args([verb, *map(str, arguments)])[verb]
+    return build_parser(verb).parse_args([verb, *map(str, arguments)])[verb]
 
 
 def test_defaults(sandwich):
@@ -66,7 +73,7 @@ def test_defaults(sandwich):
 
 
 def test_required_option_is_asked_for(sandwich):
-    with pytest.raises(Exception, match="required: bread"):
+    with pytest.raises(Exception, match="required: --bread"):
         sandwich()
 
 
@@ -130,6 +137,25 @@ def test_every_option_is_explained(verb, capsys):
     shown = capsys.readouterr().out
     for key, flag, *_ in settings:
         assert flag in shown, key
+
+
+def test_help_has_groups_choices_ranges_and_an_example_that_parses(capsys):
+    with pytest.raises(SystemExit):
+        parse("ptq", "--help")
+    shown = capsys.readouterr().out
+    for part in ("\nnetwork:\n", "\ntarget:\n", "\nmethod:\n", "\noutput:\n"):
+        assert part in shown
+    assert "--rounding {feedback,learned,nearest}" in shown
+    assert "(from 2 to 8; default: 8)" in shown
+    assert shown.splitlines()[-1] == f"  {ptq.EXAMPLE}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_of_a_verb_is_one(verb, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])  # one of them names a recipe
+    program, *arguments = shlex.split(module_of(verb).EXAMPLE)
+    assert program == "repquant"
+    assert build_parser(verb).parse_args(arguments).verb == verb
 
 
 def listed(value):

@@ -217,7 +217,7 @@ def test_a_teacher_of_other_classes_or_blocks_is_refused(model, images, training
         ({"freeze_stages": 1}, "`freeze_stages=1` was given"),
         ({"init_weights": "a.pth"}, "`init_weights='a.pth'` was given"),
         ({"teacher": "a.pth", "distillation": 0.0}, "`teacher` was given, and nothing is distilled"),
-        ({"method": "plain", "statistics": "refreshed"}, '`statistics="refreshed"` is for `method="equivalent-kernel"`'),
+        ({"method": "plain", "statistics": "refreshed"}, '`statistics="refreshed"` is for `method="equiv'),
         ({"gradual_epochs": -1.0}, "`gradual_epochs=-1.0` was given"),
         ({"epochs": 0}, "`epochs=0` was given"),
     ],

@@ -260,7 +260,7 @@ def test_a_folder_with_a_run_needs_resume(tmp_path, recipe):
     open_run(tmp_path, recipe(), resume=False)
     checkpoint(4).save(tmp_path, keep=1)
     (tmp_path / ".my.onnx.backup").touch()  # nothing is removed from a folder that is refused
-    with pytest.raises(InputError, match="is not empty; pass `resume=True` to go on with the run in it"):
+    with pytest.raises(InputError, match="is not empty; pass `resume=True` to go on with its run"):
         open_run(tmp_path, recipe(), resume=False)
     assert (tmp_path / ".my.onnx.backup").exists()
     open_run(tmp_path, recipe(), resume=True)

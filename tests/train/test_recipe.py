@@ -40,7 +40,7 @@ def test_what_is_no_schedule_is_refused(text):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"augmentation": "mixup"}, "`augmentation='mixup'` was given; allowed is one of random-resized-crop, padded-c"),
+        ({"augmentation": "mixup"}, "`augmentation='mixup'` was given; allowed is one of random-resized-crop, pad"),
         ({"crop_area": 0.0}, r"`crop_area=0\.0` was given; allowed is more than 0 and at most 1"),
         (
             {"crop_area": 0.5, "augmentation": "center-crop"},

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from repquant.choices import TargetName
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.flags import with_flags
-from repquant.cli.options import argument, option
+from repquant.cli.options import argument
 from repquant.errors import InputError
+from repquant.option_ranges import option
+
+EXAMPLE = "repquant check model.onnx --target tensorrt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,7 @@ class Options:
     """Options of `repquant check`."""
 
     file: str = argument("ONNX file")
-    target: str = option("runtime that will serve it: tensorrt, onnxruntime or openvino")
+    target: TargetName = option("runtime that will serve it")
 
 
 def run(options: Options) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from repquant.cli.console import finish, say, show_configuration
-from repquant.cli.options import ModelOptions, option
+from repquant.cli.options import ModelOptions
 from repquant.errors import InputError
+from repquant.models.spec import Form
+from repquant.option_ranges import option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +23,16 @@ MAX_DIFFERENCE = 1e-3
 """Of the largest logit. Kernels in float32 differ by about 1e-6; this much would show in the accuracy."""
 
 
+EXAMPLE = "repquant convert --arch RepVGG-A0 --weights A0.pth --output A0-deploy.safetensors"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(ModelOptions):
     """Options of `repquant convert`."""
 
     output: str = option("file to write, .safetensors or .pth")
-    form: str = option("deploy (re-parameterized) or training (the branches are kept)", "deploy")
-    dialect: str = option("names of the keys: official, timm or mmpretrain", "official")
+    form: Form = option("deploy (re-parameterized) or training (the branches are kept)", "deploy")
+    dialect: Literal["official", "timm", "mmpretrain"] = option("names of the keys", "official")
     overwrite: bool = option("replace the output file if it exists", False)
 
 
@@ -45,8 +50,6 @@ def run(options: Options) -> None:
 
     output = output_file(options, (".safetensors", ".pth"))
     dialect = get_dialect(options.dialect).name
-    if options.form not in ("deploy", "training"):
-        raise InputError(f"form {options.form!r} was given; allowed are deploy and training")
     model = load_network(options)
     if options.form == "training" and model.form == "deploy":
         raise InputError(f"{options.weights} is in deploy form: the branches can't be recovered; use --form deploy")

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from repquant.cli.options import option
+from repquant.choices import TargetName
+from repquant.option_ranges import option
+
+EXAMPLE = "repquant demo"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of `repquant demo`."""
 
-    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino", "onnxruntime")
+    target: TargetName = option("runtime that will serve the model", "onnxruntime")
     output: str = option("folder to write", "runs/demo")
     overwrite: bool = option("replace the output folder if it exists", True)
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repquant.cli.console import finish, say, show_configuration
-from repquant.cli.options import argument, option
+from repquant.cli.options import argument
 from repquant.errors import InputError
-from repquant.option_ranges import Numbers
+from repquant.option_ranges import Numbers, option
+
+EXAMPLE = "repquant engine runs/a0/mse.onnx --output a0.engine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +26,15 @@ class Options:
     output: str = option("file to write, .engine or .plan")
     overwrite: bool = option("replace the output file if it exists", False)
     batch: str = option("smallest, best and largest number of images, with commas", "1,16,64")
-    workspace: int = option("memory of the GPU for intermediate results, in MiB", 1024, Numbers(1, 2**20), argument="workspace_mib")
+    workspace: int = option(
+        "memory of the GPU for intermediate results, in MiB", 1024, Numbers(1, 2**20), argument="workspace_mib"
+    )
     timing_cache: str = option("file that makes later builds faster; default: beside the output", "")
     version_compatible: bool = option("an engine for later releases of the same major version, too", False)
     hardware_compatible: bool = option("an engine for other GPUs from Ampere on, too", False)
-    float: bool = option("take a file without quantizers, for a float engine to compare with", False, argument="allow_float")
+    float: bool = option(
+        "take a file without quantizers, for a float engine to compare with", False, argument="allow_float"
+    )
 
 
 def run(options: Options) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repquant.choices import Device, Split
 from repquant.cli.console import finish, progress, say, show_configuration
-from repquant.cli.options import DataOptions, ModelOptions, option, split_names
+from repquant.cli.options import RUNTIME_NAMES, DataOptions, ModelOptions
 from repquant.errors import InputError
-from repquant.option_ranges import CLASSES
+from repquant.option_ranges import CLASSES, option
 
 if TYPE_CHECKING:
     import torch
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
     from repquant.train.distributed import Ranks
 
 
+EXAMPLE = "repquant evaluate --model runs/a0/mse.onnx --runtimes onnxruntime,openvino --data FOLDER"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(DataOptions):
     """Options of `repquant evaluate`."""
 
-    runtimes: str = option("what executes the model: pytorch, onnxruntime, openvino, tensorrt, with commas", "pytorch")
+    runtimes: str = option("what executes the model", "pytorch", RUNTIME_NAMES)
     model: str = option("ONNX file, for all but pytorch; an engine for tensorrt", "")
     arch: str = option("architecture of the checkpoint, for pytorch", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
     num_classes: int = option("number of classes of the model", 1000, CLASSES)
-    split: str = option("val or train", "val")
-    device: str = option("where pytorch runs: cpu or cuda", "cpu")
+    split: Split = option("which of the two folders of images", "val")
+    device: Device = option("where pytorch runs", "cpu")
 
 
 def run(options: Options) -> None:
@@ -52,10 +56,8 @@ def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
 
     if ranks.is_main:
         show_configuration("evaluate", options)
-    if options.split not in ("train", "val"):
-        raise InputError(f"split {options.split!r} was given; allowed are val and train")
     engines = _open_engines(options, ranks, device)
-    loader = open_loader(options, "train" if options.split == "train" else "val", options.num_classes, ranks)
+    loader = open_loader(options, options.split, options.num_classes, ranks)
     with progress("evaluate", loader.images, shown=ranks.is_main) as advance:
         part = evaluate(engines, loader, num_classes=options.num_classes, on_images=advance)
     evaluation = Evaluation.concatenate(ranks.gather(part))
@@ -87,13 +89,13 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
     import torch
 
     from repquant.cli.inputs import load_network
-    from repquant.runtimes.available import ENGINES, installed, open_classifier, require
+    from repquant.runtimes.available import installed, open_classifier, require
     from repquant.runtimes.pytorch import PyTorchRuntime
 
     # An engine takes all cores by itself; of several processes each keeps to what torchrun gives it.
     threads = torch.get_num_threads() if ranks.world_size > 1 else None
     engines: dict[str, Runtime] = {}
-    for name in split_names(options.runtimes, tuple(ENGINES), "runtimes", installed()):
+    for name in RUNTIME_NAMES.split(options.runtimes, installed()):
         require(name)
         if name == "pytorch":
             if not (options.weights and options.arch):

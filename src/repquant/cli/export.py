@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from repquant.choices import Calibrator, TargetName
 from repquant.cli.console import finish, say, show_configuration
-from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, NetworkOptions, TargetOptions, option
+from repquant.cli.flags import flag_of
+from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, NetworkOptions, TargetOptions
 from repquant.errors import InputError
+from repquant.option_ranges import option
 
 if TYPE_CHECKING:
     from torch import fx
@@ -23,6 +26,12 @@ INT8_ONLY = {field.name for kind in (TargetOptions, MethodOptions, CalibrationOp
 }
 
 
+EXAMPLE = (
+    "repquant export --arch RepVGG-A0 --weights A0.pth "
+    "--data FOLDER --target openvino --calibrator mse --output a0.onnx"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, NetworkOptions):
     """Options of `repquant export`."""
@@ -30,8 +39,8 @@ class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, Ne
     output: str = option("file to write, .onnx")
     overwrite: bool = option("replace the output file if it exists", False)
     data: str = option("folder whose train/ holds the calibration images, or 'builtin'; for INT8 only", "")
-    calibrator: str = option("max, percentile, mse or entropy for INT8; nothing for the float model", "")
-    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino", "onnxruntime")
+    calibrator: Literal["", Calibrator] = option("for INT8; without it, the float model is written", "")
+    target: TargetName = option("runtime that will serve the model", "onnxruntime")
 
 
 def run(options: Options) -> None:
@@ -72,20 +81,16 @@ def run(options: Options) -> None:
 
 def _check(options: Options) -> None:
     """Refuse what would be ignored or noticed late."""
-    from repquant.numerics.ranges import CALIBRATORS
-
     if not options.calibrator:
         settings = [field for field in fields(options) if field.name in INT8_ONLY]
         given = [field.name for field in settings if getattr(options, field.name) != field.default]
         if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            names = ", ".join(map(flag_of, given))
             raise InputError(
                 f"{names}: for INT8 only, and without --calibrator the float model is written; pass --calibrator, for "
                 "example mse, or leave them out"
             )
         return
-    if options.calibrator not in CALIBRATORS:
-        raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
     if not (options.data or options.calibration_data):
         raise InputError("INT8 needs images to calibrate on; pass --data or --calibration-data")
     if options.activation_bits < 8:

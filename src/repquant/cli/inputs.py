@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repquant.cli.flags import flag_of
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
@@ -18,15 +19,16 @@ from repquant.cli.options import (
     TargetOptions,
 )
 from repquant.errors import InputError
+from repquant.methods.method import PtqMethod, ReconstructionOptions
 
 if TYPE_CHECKING:
     from torch import fx
 
+    from repquant.choices import Split
     from repquant.data.calibration import CalibrationSubset
-    from repquant.data.datasets import ImageSource, Split
+    from repquant.data.datasets import ImageSource
     from repquant.data.loading import Loader
     from repquant.data.transforms import EvalTransform
-    from repquant.methods.ptq import PtqMethod
     from repquant.models.network import RepVGG
     from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
@@ -246,20 +248,17 @@ def open_method(options: MethodOptions, target: Target) -> PtqMethod:
     of_learned = [setting for setting in fields(options) if setting.name.startswith("reconstruction_")]
     given = [setting.name for setting in of_learned if getattr(options, setting.name) != setting.default]
     if given and options.rounding != "learned":
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        names = ", ".join(map(flag_of, given))
         raise InputError(f"{names}: for learned rounding alone, and it is {options.rounding}; pass --rounding learned")
-    from repquant.methods.ptq import PtqMethod
-    from repquant.methods.reconstruct import ReconstructionOptions
-
     return PtqMethod(
-        equalization=options.equalization,  # type: ignore[arg-type]  # the names are checked there
-        identity=options.identity,  # type: ignore[arg-type]
-        weight_ranges=options.weight_ranges,  # type: ignore[arg-type]
-        rounding=options.rounding,  # type: ignore[arg-type]
+        equalization=options.equalization,
+        identity=options.identity,
+        weight_ranges=options.weight_ranges,
+        rounding=options.rounding,
         reconstruction=ReconstructionOptions(
             steps=options.reconstruction_steps,
-            granularity=options.reconstruction_unit,  # type: ignore[arg-type]
-            loss=options.reconstruction_loss,  # type: ignore[arg-type]
+            granularity=options.reconstruction_unit,
+            loss=options.reconstruction_loss,
             drop=options.reconstruction_drop,
             affine=options.reconstruction_gains,
         ),
@@ -273,17 +272,13 @@ def open_target(options: TargetOptions) -> Target:
         InputError: a name or a number that is not allowed, or options of one target with another.
     """
     from repquant.runtimes.cpu import int8_support
-    from repquant.targets.target import SCALE_TYPES, STORED_WEIGHTS, TARGETS, resolve_target
+    from repquant.targets.target import resolve_target
 
-    if options.vnni not in ("auto", "yes", "no"):
-        raise InputError(f"--vnni {options.vnni} was given; allowed are auto, yes and no")
-    for name, allowed in (("tensorrt_weights", STORED_WEIGHTS), ("tensorrt_scales", SCALE_TYPES)):
-        flag, given = f"--{name.replace('_', '-')}", getattr(options, name)
-        if given not in allowed:
-            raise InputError(f"{flag} {given} was given; allowed are {' and '.join(allowed)}")
-        if given != allowed[0] and options.target in TARGETS and options.target != "tensorrt":
+    for setting in ("tensorrt_weights", "tensorrt_scales"):
+        chosen = getattr(options, setting)
+        if chosen != getattr(TargetOptions, setting) and options.target != "tensorrt":
             raise InputError(
-                f"{flag} {given} is for --target tensorrt, and the target is {options.target}; leave it out"
+                f"{flag_of(setting)} {chosen} is for --target tensorrt, and it is {options.target}; leave it out"
             )
     fast = int8_support().safe if options.vnni == "auto" else options.vnni == "yes"
     return resolve_target(
@@ -292,8 +287,8 @@ def open_target(options: TargetOptions) -> Target:
         fast_int8_dot=fast,
         weight_bits=options.weight_bits,
         activation_bits=options.activation_bits,
-        stored_weights=options.tensorrt_weights,  # type: ignore[arg-type]  # the names are checked above
-        scale_type=options.tensorrt_scales,  # type: ignore[arg-type]
+        stored_weights=options.tensorrt_weights,
+        scale_type=options.tensorrt_scales,
     )
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from repquant.choices import Averaging
 from repquant.cli.console import finish, progress, say, show_configuration
-from repquant.cli.options import DataOptions, ModelOptions, option
+from repquant.cli.options import DataOptions, ModelOptions
 from repquant.errors import InputError
-from repquant.option_ranges import COUNT, SEED, Numbers
+from repquant.option_ranges import COUNT, SEED, Numbers, option
 
 if TYPE_CHECKING:
     from repquant.train.distributed import Ranks
+
+
+EXAMPLE = "repquant insert-bn --arch RepVGG-A0 --weights A0.pth --data FOLDER --output A0-inserted.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +29,7 @@ class Options(DataOptions, ModelOptions):
 
     output: str = option("file to write, .safetensors")
     images: int = option("images of train/ to measure the statistics on; 0 for all", 0, COUNT)
-    averaging: str = option("of the statistics: exact (over all values) or ema (moving average over batches)", "exact")
+    averaging: Averaging = option("of the statistics: over all values, or as a moving average over batches", "exact")
     momentum: float = option("of ema: weight of a batch; the original code has 0.1", 0.1, Numbers(0, 1, above=True))
     seed: int = option("seed of the choice of images", 0, SEED)
     overwrite: bool = option("replace the output file if it exists", False)
@@ -64,7 +68,7 @@ def _insert_bn(options: Options, ranks: Ranks) -> None:
         )
     with progress("measure", loader.images, shown=ranks.is_main) as advance:
         batches = (batch.images for batch in loader)
-        part = measure_outputs(model, batches, options.averaging, options.momentum, advance)  # type: ignore[arg-type]
+        part = measure_outputs(model, batches, options.averaging, options.momentum, advance)
     moments = merge_outputs(ranks.gather(part))
     skipped = sum(ranks.gather(len(loader.skipped)))
     if not ranks.is_main:

@@ -9,12 +9,13 @@ from jsonargparse import ArgumentParser, Namespace
 from repquant import __version__, signals
 from repquant.allocation import keep_freed_memory
 from repquant.cli.failures import EXIT_DONE, explain
-from repquant.cli.parser import SuggestingParser, add_options
+from repquant.cli.parser import OptionParser, add_options, given_at_least
 from repquant.cli.untrusted_text import check_arguments
 from repquant.cli.verbs import VERBS, module_of
 from repquant.errors import InputError, shortened
 from repquant.option_ranges import check_ranges
 from repquant.train.stopping import StoppedError
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status: 0 done, 2 the user's input, 75 stopped as asked, 1 anything else."""
@@ -41,23 +42,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> Namespace:
     check_arguments(arguments)
     try:
-        return build_parser().parse_args(arguments)
+        return build_parser(next(filter(VERBS.__contains__, arguments), "none")).parse_args(arguments)
     except Exception as error:  # texts that are valid YAML can be anything
         raise InputError(f"can't understand the arguments ({shortened(str(error))})") from error
 
 
-def build_parser() -> ArgumentParser:
-    """Return the parser of all verbs."""
-    parser = SuggestingParser(
+def build_parser(wanted: str | None = None) -> ArgumentParser:
+    """Return the parser of all verbs; where one is wanted, only that one has options."""
+    parser = OptionParser(
         prog="repquant",
-        description="Take a RepVGG-family classifier to a verified INT8 model. `repquant VERB --help` says more.",
+        description="Take a trained network to INT8, and prove on its runtime what that lost. `repquant VERB --help` "
+        "says more.",
         version=__version__,
-        allow_abbrev=False,
     )
     verbs = parser.add_subcommands(dest="verb", metavar="VERB", help="what to do:")
     for name, summary in VERBS.items():
+        if wanted not in (None, name):
+            verbs.add_subcommand(name, OptionParser(), help=summary)
+            continue
         module = module_of(name)
-        verb = SuggestingParser(description=module.__doc__, allow_abbrev=False)
+        verb = OptionParser(
+            usage=f"repquant {name} {given_at_least(module.Options)} [--option VALUE ...]",
+            description=module.__doc__,
+            epilog=f"example:\n  {module.EXAMPLE}",
+        )
         add_options(verb, module.Options)
         verbs.add_subcommand(name, verb, help=summary)
     return parser

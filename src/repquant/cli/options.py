@@ -4,10 +4,24 @@ Nothing heavy is imported here: the parser of every verb is built before one is 
 """
 
 import os
-from dataclasses import MISSING, dataclass, field
-from typing import Any
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal
 
-from repquant.errors import InputError
+from repquant.choices import (
+    CALIBRATORS,
+    RUNTIMES,
+    Equalization,
+    Granularity,
+    Identity,
+    Rounding,
+    RoundingLoss,
+    ScaleType,
+    StoredWeights,
+    TargetName,
+    Vnni,
+    WeightRanges,
+)
+from repquant.methods.method import PtqMethod, ReconstructionOptions
 from repquant.option_ranges import (
     BATCH,
     BITS,
@@ -19,20 +33,16 @@ from repquant.option_ranges import (
     MEANS,
     POSITIVE_COUNT,
     SEED,
-    SHARE,
+    Names,
     Numbers,
+    option,
 )
 
 _WORKERS = max(32, 4 * (os.cpu_count() or 1))
 """Decoding processes beyond this only take memory."""
 
-
-def option(help: str, default: Any = MISSING, allowed: Numbers | None = None, argument: str = "") -> Any:
-    """Return a dataclass field with a help text, and the range of its numbers; without a default it is required.
-
-    `argument` is what the library calls it, where that is another name.
-    """
-    return field(default=default, metadata={"help": help, "allowed": allowed, "argument": argument})
+CALIBRATOR_NAMES = Names(CALIBRATORS)
+RUNTIME_NAMES = Names(RUNTIMES)
 
 
 def argument(help: str) -> Any:
@@ -40,29 +50,22 @@ def argument(help: str) -> Any:
     return field(metadata={"help": help, "positional": True})
 
 
-def split_names(
-    value: str, allowed: tuple[str, ...], what: str, everything: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
-    """Return the names in a comma-separated list, in order and without repetition.
+def as_in(settings: type, name: str, default: Any = MISSING) -> Any:
+    """Return the field of an option that a dataclass of the library defines: its help, range and default.
 
-    `all` stands for `everything`, or for all that are allowed.
-
-    Raises:
-        InputError: a name that is not allowed, or none at all.
+    Args:
+        settings: the dataclass.
+        name: of its field.
+        default: another default.
     """
-    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
-    if names == ("all",):
-        return allowed if everything is None else everything
-    unknown = [name for name in names if name not in allowed]
-    if unknown or not names:
-        given = ", ".join(map(repr, unknown)) or "nothing"
-        raise InputError(f"{what}: {given} was given; allowed are {', '.join(allowed)}, several with commas, or all")
-    return names
+    defined: Field[Any] = next(each for each in fields(settings) if each.name == name)
+    metadata = {**defined.metadata, "argument": name}
+    return field(default=defined.default if default is MISSING else default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The float model."""
+    """Network: an architecture of the zoo with its checkpoint."""
 
     arch: str = option("architecture, for example RepVGG-A0")
     num_classes: int = option("number of classes of the checkpoint", 1000, CLASSES)
@@ -71,7 +74,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions(ModelOptions):
-    """The float network: an architecture of the zoo with its checkpoint, or one of the user's own."""
+    """Network: an architecture of the zoo with its checkpoint, or one of the user's own."""
 
     model: str = option(
         "network of your own, package.module:function or file.py:function; in place of --arch, and --weights may be "
@@ -86,7 +89,7 @@ class NetworkOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """How images become batches."""
+    """Images: how they become batches."""
 
     image_size: int = option("side of the square images that the network sees, in pixels", 224, IMAGE_SIDE)
     crop_ratio: float = option(
@@ -103,14 +106,14 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(ImageOptions):
-    """Where the images are."""
+    """Images: where they are."""
 
     data: str = option("folder with class folders in train/ and val/; 'builtin' for the set that ships")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """How activation ranges are found."""
+    """Calibration: how activation ranges are found."""
 
     calibration_data: str = option("folder of images to calibrate on, unlabelled or not; default: train/", "")
     calibration_images: int = option("number of images to calibrate on", 512, POSITIVE_COUNT)
@@ -122,54 +125,58 @@ class CalibrationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    """What is done beside finding ranges."""
+    """Method: what is done beside finding ranges."""
 
-    equalization: str = option(
-        "scale channels before rounding: noise (by a model of the noise), ranges or none", "noise"
-    )
-    identity: str = option(
-        "where identity branches go: fused (in the kernel), or a shortcut: residual, depthwise or coarse-fine", "fused"
-    )
-    weight_ranges: str = option(
-        "ranges of weights: max, or mse (least squared error without clipping the identity branch; for few bits)", "max"
-    )
-    rounding: str = option(
-        "feedback (for the inputs that a layer meets), learned (AdaRound; minutes) or nearest (with corrected biases)",
-        "feedback",
-    )
+    equalization: Literal["none", Equalization] = as_in(PtqMethod, "equalization")
+    identity: Identity = as_in(PtqMethod, "identity")
+    weight_ranges: WeightRanges = as_in(PtqMethod, "weight_ranges")
+    rounding: Rounding = as_in(PtqMethod, "rounding")
     rounding_images: int = option(
         "calibration images that rounding looks at; 0 rounds to the nearest and leaves the biases alone", 256, COUNT
     )
-    reconstruction_steps: int = option("learned rounding: steps a layer", 1000, POSITIVE_COUNT)
-    reconstruction_unit: str = option("learned rounding: where the error is measured, layer or block", "layer")
-    reconstruction_loss: str = option("learned rounding: mse, or mae (RepAPQ)", "mse")
-    reconstruction_drop: float = option("learned rounding: share of inputs left in float (QDrop has 0.5)", 0.0, SHARE)
-    reconstruction_gains: bool = option("learned rounding: learn a gain for each output channel (RepAPQ)", False)
+    reconstruction_steps: int = as_in(ReconstructionOptions, "steps")
+    reconstruction_unit: Granularity = as_in(ReconstructionOptions, "granularity")
+    reconstruction_loss: RoundingLoss = as_in(ReconstructionOptions, "loss")
+    reconstruction_drop: float = as_in(ReconstructionOptions, "drop")
+    reconstruction_gains: bool = as_in(ReconstructionOptions, "affine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetOptions:
-    """What the model will run on."""
+    """Target: what the model will run on."""
 
-    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino")
+    target: TargetName = option("runtime that will serve the model")
     per_tensor_weights: bool = option("one scale for all weights of a layer, for hardware that has nothing else", False)
-    weight_bits: int = option("bits of the weights, 2 to 8; fewer than 8 are stored in int8", 8, BITS)
-    activation_bits: int = option("bits of the activations, 2 to 8; fewer than 8 are simulated alone", 8, BITS)
+    weight_bits: int = option("bits of the weights; fewer than 8 are stored in int8", 8, BITS)
+    activation_bits: int = option("bits of the activations; fewer than 8 are simulated alone", 8, BITS)
     keep_float: str = option("layers that stay in float: first, last, or layer names, with commas", "")
-    tensorrt_weights: str = option(
-        "files for tensorrt: int8 weights (10.x, 11.x), or float ones behind Q/DQ (8.x)", "int8", argument="stored_weights"
+    tensorrt_weights: StoredWeights = option(
+        "files for tensorrt: int8 weights (10.x, 11.x), or float ones behind Q/DQ (8.x)",
+        "int8",
+        argument="stored_weights",
     )
-    tensorrt_scales: str = option(
-        "type of the scales for tensorrt, in which layers run that are not quantized: float32 or float16 (not in 8.x)",
+    tensorrt_scales: ScaleType = option(
+        "type of the scales for tensorrt, in which layers run that are not quantized (float16 not in 8.x)",
         "float32",
         argument="scale_type",
     )
-    vnni: str = option("whether the CPU that serves has VNNI: auto (as this one), yes or no", "auto")
+    vnni: Vnni = option("whether the CPU that serves has VNNI; auto: as this one", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofOptions:
+    """Proof: where the result is measured."""
+
+    runtimes: str = option(
+        "what executes the model; pytorch is the simulation, all is what is installed",
+        "pytorch,onnxruntime,openvino",
+        RUNTIME_NAMES,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderOptions:
-    """Where results go."""
+    """Output: where results go."""
 
     output: str = option("folder to write; it appears only when all of it is complete")
     overwrite: bool = option("replace the output folder if it exists", False)

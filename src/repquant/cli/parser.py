@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
@@ -9,9 +10,13 @@ from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from repquant.cli.flags import flag_of
+from repquant.cli.help import HelpFormatter, explained, metavar
 from repquant.errors import visible
 
 _MOST_CHARACTERS = 1000  # of an error
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 Triple = tuple[float, float, float]
 
@@ -20,15 +25,18 @@ class TripleError(ArgumentTypeError, ValueError):
     """No three numbers. The first base is what parsers show of an option, the second of a configuration."""
 
 
-class SuggestingParser(ArgumentParser):
-    """A parser whose errors name the option that an unknown one, on the command line or in YAML, resembles most."""
+class OptionParser(ArgumentParser):
+    """A parser whose errors name options as they are typed, and the one that an unknown one resembles most."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **settings)
 
     def error(self, message: str, *details: Any, **named: Any) -> NoReturn:
         """Exit with status 2 and the message."""
         verb = re.match(r"Subcommand '(.+?)'", message)
         verbs = self._subcommands_action.choices if self._subcommands_action else {}
         known = verbs[verb[1]] if verb else self
-        sentence = visible(with_suggestion(message, [action.dest for action in known._actions]))
+        sentence = visible(as_typed(with_suggestion(message, [action.dest for action in known._actions])))
         if len(sentence) > _MOST_CHARACTERS:  # it repeats a value of any length
             sentence = f"{sentence[:_MOST_CHARACTERS]}... ({len(sentence):,} characters)"
         super().error(sentence, *details, **named)
@@ -41,33 +49,71 @@ def with_suggestion(message: str, keys: Iterable[str]) -> str:
         return message
     key = (unknown[1] or unknown[2]).replace("-", "_")
     nearest = difflib.get_close_matches(key, sorted(set(keys)), n=1)
-    name = nearest and (nearest[0] if unknown[1] else f"--{nearest[0].replace('_', '-')}")
+    name = nearest and (nearest[0] if unknown[1] else flag_of(nearest[0]))
     return f"{message}; did you mean {name}?" if name else message
 
 
-def add_options(parser: ArgumentParser, options: type) -> None:
-    """Add `--config` and one dashed option for each field of a dataclass made with `options.option`.
+def as_typed(message: str) -> str:
+    """Return a parser's message with options as a person types them, and types in words."""
+    required = re.fullmatch(r"(the following arguments are required: )(.+)", message)
+    if required:
+        return required[1] + ", ".join(flag_of(key.rpartition(".")[2]) for key in required[2].split(", "))
+    refused = re.fullmatch(r'Parser key "(?:[\w-]+\.)?(\w+)":\s*(.*)', message, re.DOTALL)
+    if not refused:
+        return message
+    flag, reason = flag_of(refused[1]), refused[2]
+    expected = re.fullmatch(r"Expected an? (.+?)\. Got value: (.*)", reason, re.DOTALL)
+    if not expected:
+        return f"{flag}: {reason}"
+    choices = ", ".join(re.findall(r"'([^']+)'", expected[1])) if "Literal[" in expected[1] else ""
+    kind = _KINDS.get(expected[1].removeprefix("<class '").removesuffix("'>"), expected[1])
+    return f"{flag} {expected[2]} was given; allowed is {f'one of {choices}' if choices else kind}"
 
-    Fields made with `options.argument` are given by their place.
+
+def add_options(parser: ArgumentParser, options: type) -> None:
+    """Add `--config` and one dashed option for each field of a dataclass made with `option_ranges.option`.
+
+    Options stand in groups, one for each dataclass that `options` is made of. Fields made with `options.argument` are
+    given by their place.
     """
     parser.add_argument("--config", action="config", help="YAML file with any of these options, words joined by _")
     hints = get_type_hints(options)
+    groups: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         if field.metadata.get("positional"):
             parser.add_argument(field.name, type=hints[field.name], help=field.metadata["help"])
             continue
-        flag = f"--{field.name.replace('_', '-')}"
-        settings: dict[str, Any] = {"type": hints[field.name], "help": field.metadata["help"]}
+        title = _title(options, field.name)
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        hint = hints[field.name]
+        settings: dict[str, Any] = {"type": hint, "help": explained(field)}
         if field.default is dataclasses.MISSING:
             settings["required"] = True
         else:
             settings["default"] = field.default
-        if hints[field.name] == Triple:
+        if hint == Triple:
             settings["type"] = triple
-        if hints[field.name] is bool:
-            _add_switch(parser, flag, settings)
+        if hint is bool:  # `--flag` alone turns it on, and `--flag false` off
+            settings |= {"nargs": "?", "const": True}
         else:
-            parser.add_argument(flag, **settings)
+            settings["metavar"] = metavar(hint, field)
+        groups[title].add_argument(flag_of(field.name), **settings)
+
+
+def given_at_least(options: type) -> str:
+    """Return what a verb can't do without, for its usage."""
+    required = [field for field in dataclasses.fields(options) if field.default is dataclasses.MISSING]
+    return " ".join(
+        field.name.upper() if field.metadata.get("positional") else f"{flag_of(field.name)} {field.name.upper()}"
+        for field in required
+    )
+
+
+def _title(options: type, name: str) -> str:
+    """Return the first words of the docstring of the most basic dataclass that has a field."""
+    owner = next(kind for kind in reversed(options.__mro__) if name in inspect.get_annotations(kind))
+    return re.split(r"[.,:;]", owner.__doc__ or "", maxsplit=1)[0].replace("`", "").lower()
 
 
 def triple(value: Any) -> Triple:
@@ -82,8 +128,3 @@ def triple(value: Any) -> Triple:
     except (TypeError, ValueError, OverflowError) as error:
         raise TripleError("expected three numbers, for example 0.5,0.5,0.5") from error
     return red, green, blue
-
-
-def _add_switch(parser: ArgumentParser, flag: str, settings: dict[str, Any]) -> None:
-    """Add a boolean that `--flag` alone turns on, and `--flag false` off."""
-    parser.add_argument(flag, nargs="?", const=True, **settings)

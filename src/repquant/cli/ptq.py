@@ -14,26 +14,28 @@ from time import perf_counter
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import (
+    CALIBRATOR_NAMES,
+    RUNTIME_NAMES,
     CalibrationOptions,
     DataOptions,
     FolderOptions,
     MethodOptions,
     NetworkOptions,
+    ProofOptions,
     TargetOptions,
-    option,
-    split_names,
 )
+from repquant.option_ranges import option
+
+EXAMPLE = "repquant ptq --arch RepVGG-A0 --weights A0.pth --data FOLDER --target tensorrt --output runs/a0"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions):
+class Options(
+    FolderOptions, ProofOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions
+):
     """Options of `repquant ptq`."""
 
-    calibrator: str = option("max, percentile, mse, entropy, several with commas, or all", "all")
-    runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
-        "pytorch,onnxruntime,openvino",
-    )
+    calibrator: str = option("what finds the ranges, a file each", "all", CALIBRATOR_NAMES)
 
 
 def run(options: Options) -> None:
@@ -57,12 +59,11 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
-    from repquant.numerics.ranges import CALIBRATORS
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
-    from repquant.runtimes.available import ENGINES, installed, require
+    from repquant.runtimes.available import installed, require
 
-    calibrators = split_names(options.calibrator, CALIBRATORS, "calibrator")
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
+    calibrators = CALIBRATOR_NAMES.split(options.calibrator)
+    runtimes = RUNTIME_NAMES.split(options.runtimes, installed())
     for name in runtimes:
         require(name)
     target = open_target(options)

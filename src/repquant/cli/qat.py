@@ -17,13 +17,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from repquant.choices import Calibrator, Equalization, Vnni, WeightRanges
 from repquant.cli.console import finish, say, show_configuration
-from repquant.cli.options import CalibrationOptions, ModelOptions, TargetOptions, option, split_names
+from repquant.cli.options import RUNTIME_NAMES, CalibrationOptions, ModelOptions, ProofOptions, TargetOptions, as_in
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
-from repquant.option_ranges import COUNT
+from repquant.methods.method import PtqMethod
+from repquant.option_ranges import COUNT, option
 from repquant.repvgg.qat_recipe import RepVGGQatRecipe
 from repquant.train.stopping import stoppable
 
@@ -37,27 +39,25 @@ if TYPE_CHECKING:
     from repquant.train.distributed import Ranks
 
 
+EXAMPLE = "repquant qat --arch RepVGG-A0 --weights A0.pth --data FOLDER --target tensorrt --output runs/a0-qat"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(RepVGGQatRecipe, CalibrationOptions, TargetOptions, ModelOptions):
-    """Everything that the trained integers depend on: a run can't be resumed with others."""
+    """Start of the training: with it, everything that the trained integers depend on. A run can't go on with others."""
 
-    equalization: str = option("scale channels before training: noise, ranges or none", "noise")
-    identity: str = option("where identity branches go: fused (in the kernel) or residual (an addition)", "fused")
-    weight_ranges: str = option("of the start: max, or mse (searched for, the diagonal is never clipped)", "max")
-    rounding: str = option("of the start: feedback (for the inputs that a layer meets) or nearest", "feedback")
+    equalization: Literal["none", Equalization] = as_in(PtqMethod, "equalization")
+    identity: Literal["fused", "residual"] = as_in(PtqMethod, "identity")
+    weight_ranges: WeightRanges = as_in(PtqMethod, "weight_ranges")
+    rounding: Literal["feedback", "nearest"] = as_in(PtqMethod, "rounding")
     rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256, COUNT)
-    calibrator: str = option("of the ranges that training starts from: max, percentile, mse or entropy", "mse")
+    calibrator: Calibrator = option("of the ranges that training starts from", "mse")
     inserted_bn: str = option("file of `repquant insert-bn`, for --method inserted-bn; default: measured here", "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Settings, RunOptions):
+class Options(ProofOptions, Settings, RunOptions):
     """Options of `repquant qat`."""
-
-    runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
-        "pytorch,onnxruntime,openvino",
-    )
 
 
 def run(options: Options) -> None:
@@ -100,7 +100,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     from repquant.repvgg.insert_bn import load_inserted_bn
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
     from repquant.repvgg.qat_task import RepVGGQatTask
-    from repquant.runtimes.available import ENGINES, installed, require
+    from repquant.runtimes.available import installed, require
     from repquant.train.checkpoint import newest_checkpoint
     from repquant.train.loop import Trainer
 
@@ -109,7 +109,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
+    runtimes = RUNTIME_NAMES.split(options.runtimes, installed())
     for name in runtimes:
         require(name)
     target = open_target(options)
@@ -136,7 +136,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
         start.graph,
         start.plan,
         sources=start.sources,
-        weight_scales=settings.resolved_weight_scales,  # type: ignore[arg-type]  # the recipe has checked it
+        weight_scales=settings.resolved_weight_scales,
         learned_activations=settings.activation_scales == "learned",
     )
     trainer = Trainer(
@@ -186,7 +186,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     finish(headline(record))
 
 
-def _resolved_vnni(options: Options) -> str:
+def _resolved_vnni(options: Options) -> Vnni:
     """Return yes or no in place of auto, where the target's scheme depends on it."""
     from repquant.runtimes.cpu import int8_support
 
@@ -199,14 +199,10 @@ def _check(model: RepVGG, settings: Settings, kept: tuple[str, ...]) -> None:
     """Refuse what would only be noticed after minutes of calibration."""
     from repquant.graph.layout import resolve_keep_float
     from repquant.models.reparam import reparameterize
-    from repquant.numerics.ranges import CALIBRATORS
     from repquant.repvgg.qat_start import captured, require_branches
 
     require_branches(model, settings.method)
     _start_options(settings)
-    split_names(settings.calibrator, CALIBRATORS, "calibrator")
-    if settings.calibrator not in CALIBRATORS:
-        raise InputError(f"--calibrator {settings.calibrator} was given; training starts from one of {CALIBRATORS}")
     resolve_keep_float(captured(reparameterize(model)), kept)
     if settings.inserted_bn and settings.method != "inserted-bn":
         raise InputError(f"--inserted-bn is for --method inserted-bn, and the method is {settings.method}")
@@ -247,16 +243,15 @@ def _start(
 
 
 def _start_options(settings: Settings) -> StartOptions:
-    from repquant.methods.ptq import PtqMethod
     from repquant.repvgg.qat_start import StartOptions
 
     return StartOptions(
         method=settings.method,
         ptq=PtqMethod(
-            equalization=settings.equalization,  # type: ignore[arg-type]  # the names are checked there
-            identity=settings.identity,  # type: ignore[arg-type]
-            weight_ranges=settings.weight_ranges,  # type: ignore[arg-type]
-            rounding=settings.rounding,  # type: ignore[arg-type]
+            equalization=settings.equalization,
+            identity=settings.identity,
+            weight_ranges=settings.weight_ranges,
+            rounding=settings.rounding,
         ),
         calibrator=settings.calibrator,
         percentile=settings.percentile,

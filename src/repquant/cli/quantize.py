@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import (
+    RUNTIME_NAMES,
     CalibrationOptions,
     DataOptions,
     FolderOptions,
     NetworkOptions,
+    ProofOptions,
     TargetOptions,
-    option,
-    split_names,
 )
-from repquant.option_ranges import POSITIVE_COUNT, Numbers
+from repquant.option_ranges import POSITIVE_COUNT, Numbers, option
 
 if TYPE_CHECKING:
     from repquant.methods.judges import Score
@@ -29,8 +29,14 @@ if TYPE_CHECKING:
     from repquant.report.rows import Row
 
 
+EXAMPLE = (
+    "repquant quantize --arch RepVGG-A0 --weights A0.pth "
+    "--data FOLDER --target onnxruntime --max-drop 0.1 --output runs/a0"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions):
+class Options(FolderOptions, ProofOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions):
     """Options of `repquant quantize`."""
 
     max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1, Numbers(0, 100))
@@ -42,10 +48,6 @@ class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, Net
     rounding_images: int = option("calibration images that weights are rounded for", 256, POSITIVE_COUNT)
     held_back_images: int = option(
         "images of the calibration split, other ones, to judge attempts on", 512, POSITIVE_COUNT
-    )
-    runtimes: str = option(
-        "what proves the result: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
-        "pytorch,onnxruntime,openvino",
     )
 
 
@@ -72,10 +74,10 @@ def run(options: Options) -> None:
     from repquant.cli.quantizing import ImagesOf
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
-    from repquant.runtimes.available import ENGINES, installed, require
+    from repquant.runtimes.available import installed, require
     from repquant.search import search
 
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
+    runtimes = RUNTIME_NAMES.split(options.runtimes, installed())
     for name in runtimes:
         require(name)
     target, kept = open_target(options), kept_names(options)

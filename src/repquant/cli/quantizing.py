@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from repquant.cli.inputs import Calibration
     from repquant.data.loading import Loader
     from repquant.graph.plan import Plan
-    from repquant.methods.ptq import PtqMethod
+    from repquant.methods.method import PtqMethod
     from repquant.methods.rounded import Rounded
     from repquant.quantize import Calibrated
     from repquant.targets.target import Target

@@ -22,13 +22,14 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+from repquant.choices import Device
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.flags import with_flags
-from repquant.cli.options import CalibrationOptions, DataOptions, ModelOptions, TargetOptions, option, split_names
+from repquant.cli.options import RUNTIME_NAMES, CalibrationOptions, DataOptions, ModelOptions, TargetOptions
 from repquant.errors import InputError
-from repquant.option_ranges import BATCH, COUNT, EPOCHS, RATE
+from repquant.option_ranges import BATCH, COUNT, EPOCHS, RATE, Names, option
 
 AS_IT_IS = {"equalization": "none", "identity": "fused", "rounding": "nearest", "rounding_images": 0}
 ON_LABELS = {
@@ -53,10 +54,16 @@ PTQ_ROWS: dict[str, dict[str, Any]] = {
     "ptq": {**AS_IT_IS, "calibrator": "percentile,mse,entropy"},
     "ptq-default": {"calibrator": "mse"},
 }
-ROWS = ("ptq", "ptq-default", *QAT_ROWS)
+ROW_NAMES = Names(("ptq", "ptq-default", *QAT_ROWS))
 _THOUSANDTH = 1e-3
 _DIVERGED = "diverged.json"
 _OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers")
+
+
+EXAMPLE = (
+    "repquant reproduce --arch RepVGG-A0 --weights A0.pth "
+    "--data FOLDER --target tensorrt --rows ptq,ptq-default --output runs/reproduce"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +71,10 @@ class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
     """Options of `repquant reproduce`."""
 
     output: str = option("folder with a folder for each row, and table.md")
-    rows: str = option(f"{', '.join(ROWS)}, several with commas, or all", "all")
-    identity: str = option(
-        "where identity branches go in ptq-default, equivalent-kernel and plain-distilled: fused (in the kernel) or "
-        "residual (an addition; for few bits)",
+    rows: str = option("rows of the table", "all", ROW_NAMES)
+    identity: Literal["fused", "residual"] = option(
+        "where identity branches go in ptq-default, equivalent-kernel and plain-distilled: in the kernel, or residual "
+        "(an addition; for few bits)",
         "fused",
     )
     epochs: int = option("epochs of the rows that train on labels", 20, EPOCHS)
@@ -76,8 +83,8 @@ class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
     training_batch: int = option("images a step in training, then and now", 256, BATCH)
     training_images: int = option("train on so many images, those of all classes alike; 0: on all", 0, COUNT)
     seeds: str = option("seeds of the rows that train, with commas", "0")
-    device: str = option("where to train: cpu or cuda", "cpu")
-    runtimes: str = option("what executes the models: pytorch, onnxruntime, openvino, with commas", "pytorch")
+    device: Device = option("where to train", "cpu")
+    runtimes: str = option("what executes the models", "pytorch", RUNTIME_NAMES)
 
 
 def run(options: Options) -> None:
@@ -93,7 +100,7 @@ def run(options: Options) -> None:
             "reproduce makes its rows one after another in one process; start it without torchrun (a row that trains "
             "alone can be made by `torchrun -m repquant qat`)"
         )
-    names = split_names(options.rows, ROWS, "rows")
+    names = ROW_NAMES.split(options.rows)
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from repquant.train.loop import Trainer
 
 
+EXAMPLE = "repquant train --config recipes/imagenet-120.yaml --data FOLDER --output runs/train --device cuda"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options(Recipe, RunOptions):
     """Options of `repquant train`."""

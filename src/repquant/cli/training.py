@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repquant.choices import Device
 from repquant.cli.console import progress, say
-from repquant.cli.options import DataOptions, option
-from repquant.option_ranges import COUNT, Numbers
+from repquant.cli.options import DataOptions
+from repquant.option_ranges import COUNT, Numbers, option
 
 if TYPE_CHECKING:
     from repquant.data.loading import Loader
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(DataOptions):
-    """Options of a training run that its weights do not depend on, but for the images."""
+    """Run: what its weights do not depend on, but for the images."""
 
     output: str = option("folder of the run")
     resume: bool = option("go on from the newest good checkpoint in the output folder", False)
-    device: str = option("where to train: cpu or cuda", "cpu")
+    device: Device = option("where to train", "cpu")
     checkpoint_steps: int = option(
         "steps between checkpoints within an epoch; 0 for one after each epoch alone", 0, COUNT
     )

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from repquant.choices import Split
 from repquant.data.builtin_set import BuiltinSet
 from repquant.data.decoding import ChooseCrop, decode, read_bytes
 from repquant.data.folder_index import EXTENSIONS, Listing, index_class_folders, list_folder
 from repquant.data.shards import open_shards, read_classes
 from repquant.errors import InputError
 
-Split = Literal["train", "val"]
 _LAYOUT = "expected <data>/train/<class>/<image> and <data>/val/<class>/<image>"
 
 

@@ -12,7 +12,8 @@ from repquant.graph.run import Batch
 from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.judges import Judge, Score
 from repquant.methods.learning_time import seconds_a_step
-from repquant.methods.ptq import PtqMethod, prepare, round_graph
+from repquant.methods.method import PtqMethod
+from repquant.methods.ptq import prepare, round_graph
 from repquant.methods.ranking import rank_layers
 from repquant.methods.rounded import Rounded, with_float_layers
 from repquant.methods.search import (

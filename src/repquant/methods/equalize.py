@@ -10,11 +10,11 @@ keeps the closed form, which needs no pass backward.
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
+from repquant.choices import Equalization, Shortcut
 from repquant.graph.channels import Channels, apply_scales, find_channels
 from repquant.graph.grouping import TransposedConvolution, channel_dim, grouped, taps_of
 from repquant.graph.interface import captured_of
@@ -27,7 +27,6 @@ from repquant.methods.output_gains import output_gains
 from repquant.numerics.equalization import (
     LayerScales,
     LayerStatistics,
-    Shortcut,
     TensorStatistics,
     balance_ranges,
     chain_gains,
@@ -35,9 +34,6 @@ from repquant.numerics.equalization import (
     minimize_noise,
 )
 from repquant.targets.target import Target
-
-Equalization = Literal["ranges", "noise"]
-EQUALIZATIONS: tuple[Equalization, ...] = get_args(Equalization)
 
 _QUIET = 0.01  # a channel counts as at least this share of the loudest: scales of silent channels stay bounded
 _GAIN_IMAGES = 8

@@ -14,20 +14,17 @@ Kernels alone do not tell whether there was a branch: every convolution that has
 """
 
 from collections.abc import Collection
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
 
+from repquant.choices import ShortcutKind
 from repquant.graph.copies import copy_graph
 from repquant.graph.layers import make_layer
 from repquant.graph.layout import resolve_keep_float
 from repquant.graph.names import place
 from repquant.graph.operators import layer_nodes
 from repquant.numerics.affine import Scheme
-
-ShortcutKind = Literal["residual", "depthwise", "coarse-fine"]
-SHORTCUT_KINDS: tuple[ShortcutKind, ...] = get_args(ShortcutKind)
 
 
 def may_have_identity(layer: nn.Module) -> bool:

@@ -1,14 +1,12 @@
 """Where the error of a layer is measured: at its output, or behind what directly follows it."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import fx
 
+from repquant.choices import Granularity
 from repquant.graph.operators import layer_nodes
-
-Granularity = Literal["layer", "block"]
 
 aten = torch.ops.aten
 

@@ -7,8 +7,9 @@ import torch
 from torch import fx
 
 from repquant.methods.sampling import TransposedConvolution, groups_of, parameters_of
-from repquant.numerics.adaround import LayerRows, RoundingOptions, learn_rounding
+from repquant.numerics.adaround import LayerRows, learn_rounding
 from repquant.numerics.affine import Scheme
+from repquant.numerics.rounding_options import RoundingOptions
 
 _TIMED_STEPS = 4  # after one that is not counted
 

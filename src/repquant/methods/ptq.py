@@ -5,69 +5,23 @@ follow: channels are scaled, then identity branches set apart, both without chan
 """
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 from torch import fx
 
-from repquant.errors import InputError
 from repquant.graph.layout import find_layout
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch
 from repquant.methods.bias_correction import correct_biases
-from repquant.methods.equalize import EQUALIZATIONS, Equalization, equalize
+from repquant.methods.equalize import equalize
 from repquant.methods.feedback import round_weights
-from repquant.methods.identity import SHORTCUT_KINDS, ShortcutKind, identity_layers, split_identity
-from repquant.methods.reconstruct import ReconstructionOptions, check_checkpoint, reconstruct
+from repquant.methods.identity import identity_layers, split_identity
+from repquant.methods.method import PtqMethod
+from repquant.methods.reconstruct import check_checkpoint, reconstruct
 from repquant.methods.rounded import Rounded
-from repquant.methods.weight_grids import WEIGHT_RANGES, WeightRanges, find_weight_grids
-from repquant.numerics.equalization import Shortcut
+from repquant.methods.weight_grids import find_weight_grids
 from repquant.targets.target import Target
-
-Identity = Literal["fused"] | ShortcutKind
-IDENTITIES: tuple[Identity, ...] = ("fused", *SHORTCUT_KINDS)
-Rounding = Literal["feedback", "learned", "nearest"]
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PtqMethod:
-    """What is done beside finding ranges.
-
-    Attributes:
-        equalization: "noise", "ranges" or "none", see `methods.equalize`.
-        identity: where the identity branches go, "fused" or a kind of shortcut, see `methods.identity`.
-        weight_ranges: "max" or "mse", see `methods.weight_grids`.
-        rounding: "feedback" (see `methods.feedback`), "learned" (see `methods.reconstruct`) or "nearest".
-        reconstruction: how rounding is learned.
-
-    Raises:
-        InputError: a name that is not known.
-    """
-
-    equalization: Literal["none"] | Equalization = "noise"
-    identity: Identity = "fused"
-    weight_ranges: WeightRanges = "max"
-    rounding: Rounding = "feedback"
-    reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
-
-    def __post_init__(self) -> None:
-        for what, given, allowed in (
-            ("equalization", self.equalization, ("none", *EQUALIZATIONS)),
-            ("identity", self.identity, IDENTITIES),
-            ("weight ranges", self.weight_ranges, WEIGHT_RANGES),
-            ("rounding", self.rounding, ROUNDINGS),
-        ):
-            if given not in allowed:
-                raise InputError(f"{what} {given!r} was given; allowed are {', '.join(allowed)}")
-
-    @property
-    def shortcut(self) -> Shortcut:
-        """What equalization has to know about the identity branches."""
-        if self.identity in ("fused", "residual"):
-            return "residual" if self.identity == "residual" else "inside"
-        return "apart"
 
 
 def prepare(

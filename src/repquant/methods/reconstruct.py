@@ -14,9 +14,8 @@ all layers at these positions are kept too.
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,42 +26,17 @@ from repquant.graph.copies import copy_graph
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, Observer, batch_size, run
-from repquant.methods.layer_ends import Granularity, LayerEnd, find_ends
+from repquant.methods.layer_ends import LayerEnd, find_ends
+from repquant.methods.method import ReconstructionOptions
 from repquant.methods.rounded import Rounded
 from repquant.methods.rounding_checkpoint import LearnedLayer, LearnedLayers, fingerprint, load_layers
 from repquant.methods.row_samples import RowSample
 from repquant.methods.sampling import TransposedConvolution, parameters_of
-from repquant.numerics.adaround import LayerRows, RoundingOptions, learn_rounding
+from repquant.numerics.adaround import LayerRows, learn_rounding
 from repquant.numerics.affine import Grid, dequantize
 from repquant.simulation.integers import quantize_parameters
 from repquant.simulation.layers import QuantizedLayer
 from repquant.simulation.network import quantized_layers, read_by_layers, simulate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructionOptions(RoundingOptions):
-    """How a network is reconstructed: `RoundingOptions`, and these.
-
-    Args:
-        granularity: where the error is measured: "layer", at the output of the convolution or linear layer, or "block",
-            behind the ReLU that directly follows it or the addition of its output to a value that is known by then.
-            Layers that nothing of this kind follows are measured at their own output in both cases.
-        seed: of the batches.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    granularity: Granularity = "layer"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.granularity not in get_args(Granularity):
-            raise InputError(
-                f"unknown granularity {self.granularity!r} of the reconstruction; allowed are layer, block"
-            )
-
 
 _DEFAULTS = ReconstructionOptions()
 

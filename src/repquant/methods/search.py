@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from repquant.choices import Identity, Rounding
 from repquant.methods.judges import Score
-from repquant.methods.ptq import Identity, PtqMethod, Rounding
-from repquant.methods.reconstruct import ReconstructionOptions
+from repquant.methods.method import PtqMethod, ReconstructionOptions
 
 ItemT = TypeVar("ItemT")
 

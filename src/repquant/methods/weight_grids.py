@@ -7,11 +7,10 @@ the identity as a residual and error feedback, the KL to float (x 1000, 192 trai
 with "mse", and with 3 bits 88 and 229. So "max" is the default.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, fx, nn
 
+from repquant.choices import WeightRanges
 from repquant.graph.plan import Plan
 from repquant.methods.identity import identity_weights
 from repquant.methods.sampling import parameters_of
@@ -19,9 +18,6 @@ from repquant.numerics.affine import Grid, Scheme, grid_for_range
 from repquant.numerics.weight_ranges import least_squares_amax
 from repquant.simulation.integers import smallest_scale
 from repquant.simulation.layers import weight_scheme
-
-WeightRanges = Literal["max", "mse"]
-WEIGHT_RANGES: tuple[WeightRanges, ...] = get_args(WeightRanges)
 
 
 def find_weight_grids(graph: fx.GraphModule, weight_ranges: WeightRanges, plan: Plan) -> dict[str, Grid]:

@@ -10,16 +10,13 @@ automatic differentiation would cost as much as the products.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repquant.errors import InputError
 from repquant.numerics.affine import INT32_MAX, Scheme
-
-Loss = Literal["mse", "mae"]
+from repquant.numerics.rounding_options import RoundingOptions
 
 PENALTY = 1000.0
 """Weight of the penalty, beside an error that is 1 for each weight when all are rounded to nearest (`learn_rounding`).
@@ -38,42 +35,6 @@ _DECAY_1, _DECAY_2, _EPSILON = 0.9, 0.999, 1e-8
 _GAINS = (0.5, 2.0)
 _LARGEST_BIAS = 0.999 * INT32_MAX  # in steps of the accumulator; float32 rounds near 2^31
 _PROBE = 1024  # rows on which the error of rounding to nearest is measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundingOptions:
-    """How rounding is learned.
-
-    Args:
-        steps: optimizer steps for each layer.
-        batch: rows (output positions) in a step.
-        learning_rate: of Adam. Biases and gains move in units of the error that rounding to nearest makes.
-        loss: "mse", the squared error, or "mae", the absolute error (RepAPQ).
-        drop: probability that an element of the input is replaced by its float value (Wei et al., "QDrop", ICLR 2022,
-            use 0.5).
-        affine: learn a gain for each output channel too (RepAPQ); it folds into the scale of the channel's weights.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    steps: int = 1000
-    batch: int = 256
-    learning_rate: float = 0.08
-    loss: Loss = "mse"
-    drop: float = 0.0
-    affine: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} of the reconstruction is {getattr(self, name)}; give at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InputError(f"learning rate of the reconstruction is {self.learning_rate}; give a positive number")
-        if self.loss not in get_args(Loss):
-            raise InputError(f"unknown reconstruction loss {self.loss!r}; allowed are {', '.join(get_args(Loss))}")
-        if not 0 <= self.drop <= 1:
-            raise InputError(f"drop is {self.drop}; it is a probability, give 0 to 1 (0.5 is usual, 0 is off)")
 
 
 @dataclass(frozen=True, kw_only=True)

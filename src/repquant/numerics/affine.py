@@ -5,15 +5,14 @@ Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", 20
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from repquant.choices import ScaleType
 from repquant.errors import InputError
 
 INT32_MAX = 2**31 - 1
-ScaleType = Literal["float32", "float16"]
 _SMALLEST_HALF = 2.0**-24
 _DEAD_AMAX = 1.0  # a range of zeros holds nothing to resolve; any positive scale represents it exactly
 

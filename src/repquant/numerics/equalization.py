@@ -17,16 +17,14 @@ kept.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from repquant.choices import Shortcut
+
 _LIMIT = math.log(64)  # of a factor: a channel that matters to nobody would drift without bound
 _RANGE_SWEEPS = 20  # of the pairwise rule over a network; it has converged by then
-Shortcut = Literal["inside", "apart", "residual"]
-"""Where a layer keeps the diagonal of its identity branch: in the kernel, apart, or as a plain addition of the input
-that leaves the difference between the diagonal and 1 in the kernel."""
 
 
 @dataclass(frozen=True, kw_only=True)

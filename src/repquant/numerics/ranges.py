@@ -5,17 +5,15 @@ definitions are those of NVIDIA pytorch-quantization; `reference=True` follows t
 what the docstring of each search names. Every search is vectorized over its candidates.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from repquant.choices import CALIBRATORS
 from repquant.errors import InputError
 from repquant.numerics.affine import Scheme
 from repquant.numerics.histogram import Histogram
-
-Calibrator = Literal["max", "percentile", "mse", "entropy"]
-CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
 
 _FIRST_CANDIDATE = 128  # bins; pytorch-quantization starts its searches here
 _BLOCK = 128  # candidates evaluated at a time, which bounds the scratch memory

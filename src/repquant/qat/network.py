@@ -7,6 +7,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx, nn
 
+from repquant.choices import WeightScales
 from repquant.errors import InputError
 from repquant.graph.copies import copy_graph
 from repquant.graph.names import free_name
@@ -17,7 +18,7 @@ from repquant.numerics.affine import dequantize, quantize
 from repquant.qat.in_place import relu_in_place
 from repquant.qat.kernels import KernelSource, PlainKernel
 from repquant.qat.layer import QatLayer
-from repquant.qat.quantizers import ActivationQuantizer, WeightQuantizer, WeightScales
+from repquant.qat.quantizers import ActivationQuantizer, WeightQuantizer
 from repquant.simulation.integers import weight_grid
 from repquant.simulation.layers import weight_scheme
 

@@ -1,16 +1,16 @@
 """Rounding to grids whose scales can be learned (LSQ), with gradients passed straight through."""
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from repquant.choices import WeightScales
 from repquant.numerics.affine import Grid, Scheme, stored_scale
 from repquant.numerics.learned_step import SMALLEST_SCALE, gradient_factor, learned_fake_quantize
 from repquant.simulation.integers import smallest_scale, stored_bias, weight_grid
 
-WeightScales = Literal["max", "learned", "fixed"]
 WEIGHT_SCALES: tuple[WeightScales, ...] = get_args(WeightScales)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from repquant.methods.ptq import PtqMethod
+from repquant.methods.method import PtqMethod
 from repquant.methods.sensitivity import Sensitivity
 from repquant.report.analysis import MOST, recovered_share, ruled_by_diagonal, weights_share, worst_layer
 from repquant.targets.target import Target

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from repquant.atomic import replace_file
+from repquant.choices import Averaging
 from repquant.errors import InputError, shortened
 from repquant.models.blocks import DeployBlock
 from repquant.models.network import RepVGG
@@ -24,8 +25,6 @@ from repquant.models.safetensors_bytes import serialized
 from repquant.numerics.moments import Moments
 from repquant.regular_files import require_regular
 
-Averaging = Literal["exact", "ema"]
-AVERAGINGS: tuple[Averaging, ...] = get_args(Averaging)
 FEW_IMAGES = 1000
 """With fewer, the statistics depend noticeably on which images they were."""
 
@@ -69,8 +68,8 @@ def measure_outputs(
     """
     if not 0 < momentum <= 1:
         raise InputError(f"momentum {momentum} was given; allowed is more than 0 and at most 1")
-    if averaging not in AVERAGINGS:
-        raise InputError(f"averaging {averaging!r} was given; allowed are {', '.join(AVERAGINGS)}")
+    if averaging not in get_args(Averaging):
+        raise InputError(f"averaging {averaging!r} was given; allowed are {', '.join(get_args(Averaging))}")
     convolutions = deploy_convolutions(model)
     moments: dict[str, Moments] = {}
 

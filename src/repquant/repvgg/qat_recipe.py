@@ -4,39 +4,39 @@ Nothing heavy is imported here: the command line takes its options from this dat
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from repquant.errors import InputError, given
-from repquant.option_ranges import POSITIVE_COUNT
+from repquant.option_ranges import POSITIVE_COUNT, option
 from repquant.qat.recipe import QatRecipe
-from repquant.train.recipe import WARMUP, setting
+from repquant.train.recipe import WARMUP
 
-METHODS = ("equivalent-kernel", "plain", "inserted-bn")
-STATISTICS = ("frozen", "refreshed")
+QatMethod = Literal["equivalent-kernel", "plain", "inserted-bn"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RepVGGQatRecipe(QatRecipe):
-    """All settings of a quantization-aware training of a RepVGG; `QatRecipe` says what the others mean.
+    """Quantization-aware training of a RepVGG, in all its settings; `QatRecipe` says what the others mean.
 
     Raises:
         InputError: a setting is out of its range.
     """
 
-    method: str = setting(
+    method: QatMethod = option(
         "what trains: the branches through their equivalent-kernel, the plain deploy kernels, or kernels with "
         "inserted-bn",
-        METHODS[0],
+        "equivalent-kernel",
     )
-    teacher_arch: str = setting('architecture of the teacher; "": that of the model', "")
-    statistics: str = setting("equivalent-kernel: of the branches' normalizations, frozen or refreshed", "frozen")
-    refresh_steps: int = setting("steps between two refreshments", 10, POSITIVE_COUNT)
-    freeze_epochs: float = setting("inserted-bn: epochs after which the statistics stay as they are", 0.5, WARMUP)
+    teacher_arch: str = option('architecture of the teacher; "": that of the model', "")
+    statistics: Literal["frozen", "refreshed"] = option(
+        "equivalent-kernel: of the branches' normalizations, frozen or refreshed", "frozen"
+    )
+    refresh_steps: int = option("steps between two refreshments", 10, POSITIVE_COUNT)
+    freeze_epochs: float = option("inserted-bn: epochs after which the statistics stay as they are", 0.5, WARMUP)
 
     def __post_init__(self) -> None:
         """Refuse what could not be trained with."""
         super().__post_init__()
-        self._require(self.method in METHODS, "method", f"one of {', '.join(METHODS)}")
-        self._require(self.statistics in STATISTICS, "statistics", f"one of {', '.join(STATISTICS)}")
         if self.teacher_arch and not self.teacher:
             raise InputError(f"{given('teacher_arch', self.teacher_arch)} has no checkpoint; pass `teacher` too")
         if self.statistics == "refreshed" and self.method != "equivalent-kernel":

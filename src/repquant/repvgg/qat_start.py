@@ -21,7 +21,7 @@ from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.equalize import find_scales
 from repquant.methods.feedback import round_weights
 from repquant.methods.identity import identity_layers, split_identity
-from repquant.methods.ptq import PtqMethod
+from repquant.methods.method import PtqMethod
 from repquant.methods.weight_grids import find_weight_grids
 from repquant.models.fuse import identity_kernel
 from repquant.models.network import RepVGG
@@ -198,9 +198,9 @@ def require_branches(model: RepVGG, method: str) -> None:
     """
     if method == "equivalent-kernel" and not training_blocks(model):
         raise InputError(
-            '`method="equivalent-kernel"` trains the branches that a block's kernel is made of, and this checkpoint is '
-            "in deploy form: its branches are fused and can't be had back. Give the checkpoint in training form, or "
-            'pass `method="plain"`'
+            '`method="equivalent-kernel"` trains the branches that the kernel of a block is made of, and this '
+            "checkpoint is in deploy form: its branches are fused and can't be had back. Give one in training form, "
+            'or pass `method="plain"`'
         )
 
 

@@ -18,7 +18,7 @@ class Engine:
     package: str
 
 
-ENGINES = {
+ENGINES: dict[str, Engine] = {
     "pytorch": Engine(module="torch", package="repquant"),
     "onnxruntime": Engine(module="onnxruntime", package="repquant[onnxruntime]"),
     "openvino": Engine(module="openvino", package="repquant[openvino]"),

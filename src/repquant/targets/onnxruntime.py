@@ -31,7 +31,7 @@ SATURATION = Rule(
     name="saturation",
     severity="inexact",
     source="onnxruntime.ai, Quantize ONNX Models: reduce_range on machines without VNNI",
-    remedy="quantize the weights to 7 bits (`weight_bits=7`), or set the session's entry session.x64quantprecision to 1",
+    remedy="quantize the weights to 7 bits (`weight_bits=7`), or set session.x64quantprecision to 1 in the session",
 )
 RULES = (LOADS, INTEGER_OPERATOR, SATURATION)
 

@@ -3,15 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from repquant.choices import TARGETS, ScaleType, StoredWeights, TargetName
 from repquant.errors import InputError
-from repquant.numerics.affine import ScaleType, Scheme
+from repquant.numerics.affine import Scheme
 
-TargetName = Literal["tensorrt", "onnxruntime", "openvino"]
-TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 QuantizedTerms = Literal["none", "shortcut", "all"]
-StoredWeights = Literal["int8", "float"]
-STORED_WEIGHTS: tuple[StoredWeights, ...] = get_args(StoredWeights)
-SCALE_TYPES: tuple[ScaleType, ...] = get_args(ScaleType)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +73,8 @@ def resolve_target(
     """
     for what, given, allowed in (
         ("target", name, TARGETS),
-        ("type of stored weights", stored_weights, STORED_WEIGHTS),
-        ("type of scales", scale_type, SCALE_TYPES),
+        ("type of stored weights", stored_weights, get_args(StoredWeights)),
+        ("type of scales", scale_type, get_args(ScaleType)),
     ):
         if given not in allowed:
             raise InputError(f"unknown {what} {given!r}; allowed are {', '.join(allowed)}")

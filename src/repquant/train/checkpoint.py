@@ -168,7 +168,7 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> None:
     is_new = all(path.name in _BEFORE_CHECKPOINTS or is_lock(path) or path in leftovers for path in held)
     if not (is_new or resume):
         raise InputError(
-            f"output folder {folder} is not empty; pass `resume=True` to go on with the run in it, or choose another one"
+            f"output folder {folder} is not empty; pass `resume=True` to go on with its run, or choose another one"
         )
     for path in leftovers:
         path.unlink()

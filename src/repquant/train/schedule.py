@@ -19,7 +19,7 @@ def parse_sizes(text: str) -> Plan:
     epochs = [epoch for epoch, _ in plan]
     if epochs[0] != 0 or epochs != sorted(set(epochs)) or not all(side in IMAGE_SIDE for _, side in plan):
         raise InputError(
-            f"{given('size_schedule', text)} was given; its epochs begin with 0 and rise, and its sides are {IMAGE_SIDE}"
+            f"{given('size_schedule', text)} was given; its epochs begin with 0 and rise, its sides are {IMAGE_SIDE}"
         )
     return plan
 

@@ -1,0 +1,34 @@
+"""What can be chosen by name, defined once for the library and its command line. Nothing heavy is imported here."""
+
+from typing import Literal, get_args
+
+TargetName = Literal["tensorrt", "onnxruntime", "openvino"]
+TARGETS: tuple[TargetName, ...] = get_args(TargetName)
+StoredWeights = Literal["int8", "float"]
+ScaleType = Literal["float32", "float16"]
+
+RuntimeName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+
+Calibrator = Literal["max", "percentile", "mse", "entropy"]
+CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
+
+Equalization = Literal["ranges", "noise"]
+EQUALIZATIONS: tuple[Equalization, ...] = get_args(Equalization)
+ShortcutKind = Literal["residual", "depthwise", "coarse-fine"]
+SHORTCUT_KINDS: tuple[ShortcutKind, ...] = get_args(ShortcutKind)
+Shortcut = Literal["inside", "apart", "residual"]
+"""Where a layer keeps the diagonal of its identity branch: in the kernel, apart, or as a plain addition of the input
+that leaves the difference between the diagonal and 1 in the kernel."""
+Identity = Literal["fused", ShortcutKind]
+WeightRanges = Literal["max", "mse"]
+Rounding = Literal["feedback", "learned", "nearest"]
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+Granularity = Literal["layer", "block"]
+RoundingLoss = Literal["mse", "mae"]
+WeightScales = Literal["max", "learned", "fixed"]
+
+Split = Literal["train", "val"]
+Averaging = Literal["exact", "ema"]
+Device = Literal["cpu", "cuda"]
+Vnni = Literal["auto", "yes", "no"]
