@@ -82,8 +82,9 @@ def check_ranges(options: Any) -> None:
             if not all(number in allowed for number in numbers):
                 each = "for each of them is " if isinstance(value, tuple) else "is "
                 raise InputError(f"{flag} {_shown(value)} was given; allowed {each}{allowed}")
-        if isinstance(value, str):
-            _check_text(flag, value)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                _check_text(flag, text)
 
 
 def _check_text(flag: str, value: str) -> None:

@@ -26,6 +26,7 @@ VERBS = {
     "export": "write an ONNX file, float or INT8, without measuring it",
     "check": "what a target would refuse in an ONNX file or run in float, and why",
     "engine": "build a TensorRT engine from an ONNX file, and tell what runs in integers",
+    "benchmark": "how fast ONNX files are on the runtimes, beside the float one, and where the time goes",
     "evaluate": "top-1, top-5 and throughput of a model on any runtime",
     "train": "train a network with its branches",
     "qat": "train on with rounding in the loop, and end as ptq does: for what quantization after training can't keep",
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = _module(name)
         chosen: Namespace = parsed[name]
         keep_freed_memory()
-        options = verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)})
+        values = {field.name: chosen[field.name] for field in fields(verb.Options)}
+        options = verb.Options(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         check_ranges(options)
         verb.run(options)
     except (Exception, KeyboardInterrupt, StoppedError) as error:

@@ -54,7 +54,9 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         if field.metadata.get("positional"):
-            parser.add_argument(field.name, type=hints[field.name], help=field.metadata["help"])
+            several: dict[str, Any] = {"nargs": "+"} if hints[field.name] == tuple[str, ...] else {}
+            kind = str if several else hints[field.name]
+            parser.add_argument(field.name, type=kind, help=field.metadata["help"], **several)
             continue
         flag = f"--{field.name.replace('_', '-')}"
         settings: dict[str, Any] = {"type": hints[field.name], "help": field.metadata["help"]}
