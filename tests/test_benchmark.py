@@ -92,6 +92,7 @@ def test_every_setting_beside_the_float_file(world, tmp_path):
     table = str(measured)
     assert "| onnxruntime, 1 thread, batch 16 | int8 | 32.00 | 32.00 | 0.25 [0.25, 0.25] | 500 |" in table
     assert "cores" in table
+    assert measured.save(tmp_path / "speed.md").read_text() == f"{table}\n"
 
 
 def test_without_a_baseline_or_settings(world):
@@ -168,7 +169,7 @@ def test_the_verb(world, tmp_path, capsys):
         (("text.onnx", "--batch", "1;16"), "--batch 1;16 was given; give numbers with commas"),
         (("text.onnx", "--threads", "0"), "--threads 0 was given; give numbers from 1 on"),
         (("text.onnx", "--runtimes", "pytorch"), "runtimes: 'pytorch' was given; allowed are onnxruntime"),
-        (("text.onnx", "--output", "speed.txt"), "output speed.txt does not end in .json"),
+        (("text.onnx", "--output", "speed.txt"), "output speed.txt does not end in .json or .md"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, capsys, arguments, message):

@@ -59,14 +59,19 @@ class Benchmark:
         return "\n".join([markdown_table(self.rows), *told])
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write everything as JSON, samples and layers included, whole or not at all, and return its path.
+        """Write everything as JSON, samples and layers included, or the table as Markdown, and return the path.
+
+        Args:
+            path: of the file, which appears whole or not at all; `.md` is Markdown, all others are JSON.
 
         Raises:
             InputError: the folder can't be written.
         """
-        with replace_file(Path(path)) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        return Path(path)
+        path = Path(path)
+        text = str(self) if path.suffix == ".md" else json.dumps(asdict(self), indent=2, allow_nan=False)
+        with replace_file(path) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+        return path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,9 @@ class Options:
     warm_up: int = option("calls before them", 5, COUNT)
     image_size: int = option("side of the images, in pixels, where a file leaves it open", 224, IMAGE_SIDE)
     layers: int = option("slowest layers to show of each file in each runtime; 0: none", 5, COUNT)
-    output: str = option("file to write everything to, .json, with the time of every layer and call", "")
+    output: str = option(
+        "file to write: .json for everything, with the time of every layer and call, .md for the table", ""
+    )
     overwrite: bool = option("replace the output file if it exists", False)
 
 
@@ -51,7 +53,7 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_file
     from repquant.report.speed import layer_table, screen_tables
 
-    output = output_file(options, (".json",)) if options.output else None
+    output = output_file(options, (".json", ".md")) if options.output else None
     measured = benchmark(
         *options.files,
         baseline=options.float or None,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import progress, say, show
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import fx
 
     from repquant.data.loading import Loader
@@ -31,9 +35,9 @@ class Proof:
 
 def tell(record: Record, already_said: int = 0) -> None:
     """Show the table of a record, its notes but for the first `already_said`, and how many images were left out."""
-    from repquant.report.tables import COMPARISON, screen_table
+    from repquant.report.tables import comparison, screen_table
 
-    show(screen_table(record, COMPARISON))
+    show(screen_table(record, comparison(record)))
     for note in record.notes[already_said:]:
         say(note)
     if record.skipped:
@@ -48,6 +52,8 @@ def prove(
     folder: Path,
     shown_folder: Path,
     target: Target,
+    *,
+    benchmark: bool = False,
 ) -> Proof:
     """Export every model into `folder`, run it in every runtime on the same images, and return the rows.
 
@@ -60,6 +66,7 @@ def prove(
         shown_folder: the folder's final name, for the record.
         target: of the quantized models. Activations of fewer than 8 bits can't be exported; `runtimes` is then pytorch
             alone.
+        benchmark: measure latency too, of one image, beside the float file in the same runtime.
     """
     from repquant.check import require_taken
     from repquant.evaluate.stream import Pair, evaluate
@@ -120,4 +127,40 @@ def prove(
         model=str(shown_folder / f"{FLOAT}.onnx"),
         file_bytes=sizes[FLOAT],
     )
+    if benchmark:
+        for runtime in runtimes:
+            if runtime != "pytorch":
+                say(f"latency in {runtime}: {1 + len(quantized)} files in turns")
+                files = {name: engines[f"{name}/{runtime}"] for name in quantized}
+                images = next(iter(loader)).images[:1].numpy()
+                rows = with_latency(rows, open_runtime(runtime, folder / f"{FLOAT}.onnx"), files, images)
     return Proof(float_row, tuple(rows))
+
+
+def with_latency(
+    rows: Sequence[Row], float_file: Runtime, files: Mapping[str, Runtime], images: NDArray[np.float32]
+) -> list[Row]:
+    """Return the rows, those of one runtime with its latency.
+
+    Args:
+        rows: of all runtimes.
+        float_file: in the runtime.
+        files: calibrator -> its file in the same runtime.
+        images: of a call, (N, 3, H, W).
+    """
+    from repquant.bench.latency import measure_latency, ratio
+
+    calls = {name: partial(engine, images) for name, engine in {**files, FLOAT: float_file}.items()}
+    samples = measure_latency(calls)
+    measured = []
+    for row in rows:
+        if row.runtime == float_file.name and row.calibrator is not None:
+            compared = ratio(samples[row.calibrator], samples[FLOAT])
+            row = replace(
+                row,
+                latency_ms=median(samples[row.calibrator]),
+                latency_ratio=compared.median,
+                latency_ratio_ci95=compared.ci95,
+            )
+        measured.append(row)
+    return measured

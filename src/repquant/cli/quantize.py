@@ -47,6 +47,7 @@ class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, Net
         "what proves the result: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
         "pytorch,onnxruntime,openvino",
     )
+    benchmark: bool = option("measure latency too, beside the float file in the same runtime", False)
 
 
 def run(options: Options) -> None:
@@ -112,6 +113,7 @@ def run(options: Options) -> None:
             folder,
             output,
             target,
+            benchmark=options.benchmark,
         )
         tried = zip(outcome.attempts, found.seconds, strict=True)
         record = Record(
