@@ -40,9 +40,7 @@ class Options:
     warm_up: int = option("calls before them", 5, COUNT)
     image_size: int = option("side of the images, in pixels, where a file leaves it open", 224, IMAGE_SIDE)
     layers: int = option("slowest layers to show of each file in each runtime; 0: none", 5, COUNT)
-    output: str = option(
-        "file to write: .json for everything, with the time of every layer and call, .md for the table", ""
-    )
+    output: str = option("file to write: .json for everything, every layer and call included, .md for the table", "")
     overwrite: bool = option("replace the output file if it exists", False)
 
 

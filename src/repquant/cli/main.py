@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from repquant import __version__, signals
 from repquant.allocation import keep_freed_memory
+from repquant.cli.console import show_headlines
 from repquant.cli.failures import EXIT_DONE, explain
 from repquant.cli.parser import SuggestingParser, add_options
 from repquant.cli.untrusted_text import check_arguments
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = _module(name)
         chosen: Namespace = parsed[name]
         keep_freed_memory()
+        show_headlines(chosen["json"])
         values = {field.name: chosen[field.name] for field in fields(verb.Options)}
         options = verb.Options(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         check_ranges(options)

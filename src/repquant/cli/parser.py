@@ -51,6 +51,14 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     Fields made with `options.argument` are given by their place.
     """
     parser.add_argument("--config", action="config", help="YAML file with any of these options, words joined by _")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=True,
+        type=bool,
+        default=False,
+        help="print the headline, one line of JSON, on a terminal too, as it is on a pipe",
+    )
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         if field.metadata.get("positional"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -44,6 +45,49 @@ def tell(record: Record, already_said: int = 0) -> None:
         say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
 
 
+def choice(record: Record) -> str:
+    """Return the sentence that names the file to take: the one whose answers are nearest to float's, where it runs.
+
+    Of the runtimes the target's own is asked first, else any other one that ran the files, else the simulation.
+    """
+    target = record.config["target"]
+    order = sorted(record.results, key=lambda row: (row.runtime != target, row.runtime == "pytorch"))
+    asked = order[0].runtime
+    best = min((row for row in order if row.runtime == asked), key=lambda row: inf if row.kl is None else row.kl)
+    where = "in the simulation" if asked == "pytorch" else f"in {asked}"
+    if best.model is None:
+        return f"nothing was exported; {best.calibrator} is nearest to float {where}"
+    lost = ""
+    if best.drop is not None and best.drop_ci95 is not None:
+        low, high = best.drop_ci95
+        within = " (which is within noise)" if low <= 0 <= high else ""
+        lost = f", top-1 {best.top1:.2f} %, {best.drop:.2f} points below float{within}"
+    same = f"the same class as float on {best.agreement:.2f} % of the images"
+    return f"take {best.model}: {where} {same}{lost}"
+
+
+def hardly_better_than_chance(top1: float, classes: Sequence[str] | None) -> str:
+    """Return a warning where a float model is hardly better than chance, and "" elsewhere.
+
+    Something that it is given is not what it expects. Hardly better is less than a tenth of the way from chance to
+    100 %.
+    """
+    chance = 100 / len(classes) if classes else 0.0
+    if not classes or top1 >= chance + (100 - chance) / 10:
+        return ""
+    return (
+        f"warning: top-1 in float is {top1:.2f} %, and chance {chance:.2f} %: are --image-size, --crop-ratio, --mean "
+        "and --std those that the model was trained with, and the classes in its order?"
+    )
+
+
+def chance_notes(record: Record, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the warning of `hardly_better_than_chance` for the float model of a record, where it is needed."""
+    top1 = None if record.float_row is None else record.float_row.top1
+    warning = "" if top1 is None else hardly_better_than_chance(top1, classes)
+    return (warning,) if warning else ()
+
+
 def prove(
     float_graph: fx.GraphModule,
     quantized: Mapping[str, fx.GraphModule],
@@ -69,6 +113,7 @@ def prove(
         benchmark: measure latency too, of one image, beside the float file in the same runtime.
     """
     from repquant.check import require_taken
+    from repquant.cli.inputs import file_facts
     from repquant.evaluate.stream import Pair, evaluate
     from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
     from repquant.graph.interface import flattened
@@ -79,12 +124,23 @@ def prove(
     simulated_only = target.activation.bits < 8
     with progress("export", 1 if simulated_only else 1 + len(quantized)) as advance:
         sizes = {
-            FLOAT: export_graph(float_graph, folder / f"{FLOAT}.onnx", inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+            FLOAT: export_graph(
+                float_graph,
+                folder / f"{FLOAT}.onnx",
+                inputs=(INPUT_NAME,),
+                outputs=(OUTPUT_NAME,),
+                facts=file_facts(loader),
+            )
         }
         advance(1)
         for name, model in {} if simulated_only else quantized.items():
             sizes[name] = export_graph(
-                model, folder / f"{name}.onnx", target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,)
+                model,
+                folder / f"{name}.onnx",
+                target,
+                inputs=(INPUT_NAME,),
+                outputs=(OUTPUT_NAME,),
+                facts=file_facts(loader, name),
             )
             require_taken(folder / f"{name}.onnx", target.name)
             advance(1)

@@ -8,7 +8,7 @@ trail of what it tried and the reason for its choice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show, show_configuration
@@ -19,7 +19,6 @@ from repquant.cli.options import (
     NetworkOptions,
     TargetOptions,
     option,
-    split_names,
 )
 from repquant.option_ranges import POSITIVE_COUNT, Numbers
 
@@ -52,6 +51,9 @@ class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, Net
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     config = show_configuration("quantize", options)
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
@@ -64,21 +66,19 @@ def run(options: Options) -> None:
         load_graph,
         open_calibration,
         open_loader,
+        open_runtimes,
         open_target,
         saturation_notes,
         skipped_images,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import prove, tell
+    from repquant.cli.proof import chance_notes, choice, prove, tell
     from repquant.cli.quantizing import ImagesOf
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
-    from repquant.runtimes.available import ENGINES, installed, require
     from repquant.search import search
 
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
-    for name in runtimes:
-        require(name)
+    runtimes = open_runtimes(options.runtimes, Options.runtimes)
     target, kept = open_target(options), kept_names(options)
     check_runtimes(target, runtimes)
     output = output_folder(options)
@@ -152,9 +152,11 @@ def run(options: Options) -> None:
                 for index, ((candidate, score), spent) in enumerate(tried)
             ),
         )
+        record = replace(record, notes=record.notes + chance_notes(record, evaluation.classes))
         write_record(record, folder / "result.json")
     show(trail_table(record))
     tell(record)
+    say(choice(record))
     best_score = outcome.attempts[outcome.best][1]
     finish(
         headline(record)

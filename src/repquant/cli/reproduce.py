@@ -55,7 +55,7 @@ PTQ_ROWS: dict[str, dict[str, Any]] = {
 ROWS = ("ptq", "ptq-default", *QAT_ROWS)
 _THOUSANDTH = 1e-3
 _DIVERGED = "diverged.json"
-_OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers")
+_OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers", "benchmark")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,9 @@ class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     config = show_configuration("reproduce", options)
     from repquant.atomic import replace_file
     from repquant.cli.outputs import output_folder
