@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from types import ModuleType
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from repquant import __version__, signals
 from repquant.allocation import keep_freed_memory
 from repquant.cli.console import show_headlines
 from repquant.cli.failures import EXIT_DONE, explain
 from repquant.cli.parser import SuggestingParser, add_options
+from repquant.cli.repeating import with_recorded_options
 from repquant.cli.untrusted_text import check_arguments
 from repquant.errors import InputError, shortened
 from repquant.option_ranges import check_ranges
@@ -63,13 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> Namespace:
     check_arguments(arguments)
     try:
-        return build_parser().parse_args(arguments)
+        return build_parser().parse_args(with_recorded_options(arguments))
     except Exception as error:  # texts that are valid YAML can be anything
         raise InputError(f"can't understand the arguments ({shortened(str(error))})") from error
 
 
 def build_parser() -> ArgumentParser:
     """Return the parser of all verbs."""
+    set_parsing_settings(add_print_completion_argument=True)  # repquant --print_completion shtab-bash
     parser = SuggestingParser(
         prog="repquant",
         description="Take a RepVGG-family classifier to a verified INT8 model. `repquant VERB --help` says more.",

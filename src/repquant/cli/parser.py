@@ -53,10 +53,7 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of these options, words joined by _")
     parser.add_argument(
         "--json",
-        nargs="?",
-        const=True,
-        type=bool,
-        default=False,
+        action="store_true",
         help="print the headline, one line of JSON, on a terminal too, as it is on a pipe",
     )
     hints = get_type_hints(options)

@@ -85,6 +85,7 @@ def run(options: Options) -> None:
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         graph = load_graph(options, options.image_size)
+        options = _shared_out(options)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         is_labelled = has_validation(options.data)
@@ -163,6 +164,24 @@ def run(options: Options) -> None:
         | {"max_drop": options.max_drop, "met": outcome.met, "expected_drop": round(best_score.drop, 6)}
         | {"chosen": chosen.name, "keep_float": list(chosen.keep_float), "reason": outcome.reason}
     )
+
+
+def _shared_out(options: Options) -> Options:
+    """Return the options, half of the images to calibrate and half to judge where the defaults ask for more."""
+    from repquant.data.datasets import open_split
+
+    asked = options.calibration_images, options.held_back_images
+    if asked != (Options.calibration_images, Options.held_back_images):
+        return options
+    available = len(open_split(options.calibration_data or options.data, "train"))
+    if available >= sum(asked) or available < 2:
+        return options
+    held_back = available // 2
+    say(
+        f"there are {available} images to calibrate on: {available - held_back} do, and {held_back} others judge, in "
+        f"place of {asked[0]} and {asked[1]}"
+    )
+    return replace(options, calibration_images=available - held_back, held_back_images=held_back)
 
 
 def _say_attempt(candidate: Candidate, score: Score, seconds: float) -> None:
