@@ -141,14 +141,14 @@ def benchmark(
     peaks: dict[tuple[str, int | None], float] = {}
     for runtime in names:
         for count in dict.fromkeys((None,) if runtime in _ON_GPU else threads):
+            engines = [open_runtime(runtime, file.path, count) for file in files]
+            inputs = {images: _inputs(files, engines, images, size) for images in batch}
             on_step(f"{runtime}, {_threads(count)}: int8 peak")
             place = _place(runtime), count
             peaks[place] = max(peaks.get(place, 0.0), int8_peak(runtime, count))
-            engines = [open_runtime(runtime, file.path, count) for file in files]
-            for images in dict.fromkeys(batch):
+            for images, given in inputs.items():
                 on_step(f"{runtime}, {_threads(count)}, batch {images}: {len(files)} files, {rounds} rounds")
-                inputs = _inputs(files, engines, images, size)
-                rows += _rows(files, engines, inputs, images, count, baseline is not None, measured)
+                rows += _rows(files, engines, given, images, count, baseline is not None, measured)
     return Benchmark(
         rows=tuple(_with_share(row, peaks) for row in rows),
         baseline=files[0].name if baseline is not None else None,

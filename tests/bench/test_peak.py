@@ -16,7 +16,7 @@ def test_the_engines_multiply_in_integers(runtime, tmp_path):
 
 
 def test_giga_multiplications_a_second(monkeypatch):
-    """Four products of 1024^3 in half a second."""
+    """Four products of 1024^3 in 0.4 seconds, the fastest round."""
     monkeypatch.setattr(peak, "open_runtime", lambda *_: None)
     monkeypatch.setattr(peak, "measure_latency", lambda calls, **_: {name: [500.0, 400.0, 900.0] for name in calls})
-    assert peak.int8_peak("onnxruntime", 1) == pytest.approx(4 * 1024**3 / 1e9 / 0.5)
+    assert peak.int8_peak("onnxruntime", 1) == pytest.approx(4 * 1024**3 / 1e9 / 0.4)

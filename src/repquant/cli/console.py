@@ -101,7 +101,7 @@ def progress(what: str, total: int, *, shown: bool = True) -> Iterator[Advance]:
         yield advance
 
 
-def _nothing(_items: int, _note: str = "") -> None:
+def _nothing(items: int, note: str = "") -> None:
     pass
 
 
