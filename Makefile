@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint dist clean
 
 setup: $(STAMP)
 
@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[onnxruntime,openvino,train,dev]'
+		--editable '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
 		timm tensorrt-stubs
 	$(BIN)/python scripts/patch_tensorrt_stubs.py
@@ -34,5 +34,9 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The archive of the sources, and from it the wheel.
+dist: setup
+	$(BIN)/python -m build --no-isolation --outdir dist
+
 clean:
-	rm -rf .venv .cache runs build
+	rm -rf .venv .cache runs build dist

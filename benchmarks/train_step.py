@@ -29,7 +29,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -202,12 +201,7 @@ def plain_loop(arguments: argparse.Namespace) -> Callable[[], None]:
 def measure_qat(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     names = (DEPLOY, *QAT_STEPS)
     steps = {name: product_step(arguments, name) for name in names}
-    samples = measure_latency(
-        steps,  # type: ignore[arg-type]  # each takes the batch that it is called with, and has its own
-        np.empty(0, dtype=np.float32),
-        rounds=arguments.steps,
-        warm_up=arguments.warm_up,
-    )
+    samples = measure_latency(steps, rounds=arguments.steps, warm_up=arguments.warm_up)
     memory = {name: alone(measure_memory, arguments, name) for name in names}
     rows = []
     for name in names:
@@ -218,7 +212,7 @@ def measure_qat(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def product_step(arguments: argparse.Namespace, name: str) -> Callable[[object], None]:
+def product_step(arguments: argparse.Namespace, name: str) -> Callable[[], None]:
     """Return a step of the product's, of the deploy network in float or of a method of `qat`."""
     model, images = normalized(network(arguments), InMemory(arguments).batch().images), InMemory(arguments)
     deploy = reparameterize(model)
@@ -236,7 +230,7 @@ def product_step(arguments: argparse.Namespace, name: str) -> Callable[[object],
         stepper = Stepper(RepVGGQatTask(training, recipe, captured(deploy)), recipe, CPU, ONE)
     meter = Meter(CPU)
 
-    def step(_: object) -> None:
+    def step() -> None:
         stepper.take(images.batches(0, 1, CPU), step=0, total_steps=1, rate=recipe.learning_rate, meter=meter)
 
     return step
@@ -257,7 +251,7 @@ def measure_memory(arguments: argparse.Namespace, name: str) -> dict[str, float]
     before = peak_mb()
     step = product_step(arguments, name)
     for _ in range(3):
-        step(None)
+        step()
     peak = peak_mb()
     return {"peak_mb": peak, "own_mb": peak - before}
 

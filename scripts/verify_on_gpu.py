@@ -34,7 +34,7 @@ def main() -> int:
         sections += [markdown_section(record, COMPARISON, way), describe(engine)]
     first = arguments.runs / "tensorrt-0"
     build(first / "float.onnx", first / "float.engine", "--float")
-    sections.append(measure(first, options))
+    sections.append(measure(first))
     arguments.output.write_text(page(options, sections), encoding="utf-8")
     print(f"{arguments.output}: parity {', '.join(f'{parity:.2f} %' for parity in parities)}")
     return int(min(parities) < LEAST_PARITY)
@@ -72,15 +72,14 @@ def describe(engine: dict[str, Any]) -> str:
     return f"- TensorRT {engine['tensorrt']}; layers of the engine: {layers}.\n- `{engine['trtexec']}`\n"
 
 
-def measure(folder: Path, options: list[str]) -> str:
+def measure(folder: Path) -> str:
     """Return the latency of the INT8 engine beside the float one."""
-    size = options[options.index("--image-size") + 1] if "--image-size" in options else "224"
     page = folder / "latency.md"
-    run(
-        "benchmarks/latency.py", "--baseline", str(folder / "float.engine"), str(folder / "int8.engine"),
-        "--image-size", size, "--batch-sizes", "1,16", "--runtimes", "tensorrt", "--markdown", str(page),
+    repquant(
+        "benchmark", str(folder / "int8.engine"), "--float", str(folder / "float.engine"), "--batch", "1,16",
+        "--runtimes", "tensorrt", "--output", str(page), "--overwrite",
     )  # fmt: skip
-    return page.read_text(encoding="utf-8").replace("# Latency", "## Latency", 1)
+    return f"## Latency\n\n{page.read_text(encoding='utf-8')}"
 
 
 def page(options: list[str], sections: list[str]) -> str:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -95,9 +95,20 @@ def test_permissions_are_those_of_ordinary_files_and_folders(tmp_path):
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
 
 
-def test_file_in_a_folder_that_is_missing(tmp_path):
-    with pytest.raises(InputError, match=r"can't write to .*missing: No such file.*choose a folder that exists"):
-        replace_file(tmp_path / "missing" / "a.txt").__enter__()
+def test_file_appears_with_the_folders_above_it_when_the_block_ends(tmp_path):
+    with replace_file(tmp_path / "a" / "b" / "c.txt") as temporary:
+        temporary.write_text("new")
+        assert not (tmp_path / "a").exists()
+    assert tree(tmp_path) == {"a": None, "a/b": None, "a/b/c.txt": "new"}
+    with suppress(ZeroDivisionError), replace_file(tmp_path / "d" / "e.txt"):
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_file_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"can't write to .*file: Not a directory; choose one that is writable"):
+        replace_file(tmp_path / "file" / "a.txt").__enter__()
 
 
 def test_folder_appears_with_those_above_it_when_the_block_ends(tmp_path):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repquant.analyze import analyze as analyze
+    from repquant.benchmark import Benchmark as Benchmark
+    from repquant.benchmark import benchmark as benchmark
     from repquant.check import check as check
     from repquant.load import load as load
     from repquant.methods.method import PtqMethod as PtqMethod
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Benchmark": "repquant.benchmark",
     "Found": "repquant.search",
     "Proof": "repquant.prove",
     "PtqMethod": "repquant.methods.method",
     "Quantized": "repquant.quantize",
     "Target": "repquant.targets.target",
     "analyze": "repquant.analyze",
+    "benchmark": "repquant.benchmark",
     "check": "repquant.check",
     "load": "repquant.load",
     "prove": "repquant.prove",

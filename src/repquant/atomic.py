@@ -27,21 +27,24 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that is renamed onto it when the block succeeds.
 
-    When the block raises, or SIGTERM ends it, the temporary file is removed and an existing `path` stays as it was.
-    Temporary files for the same `path` that killed processes left are removed.
+    When the block raises, or SIGTERM ends it, the temporary file is removed and an existing `path` stays as it was;
+    folders above it are made only at the end. Temporary files for the same `path` that killed processes left are
+    removed.
 
     Raises:
-        InputError: the folder of `path` does not exist or can't be written.
+        InputError: the folder of `path` can't be written, or made.
     """
     path = _real(path)
+    ancestor = _nearest_above(path)
     with _sigterm_raises():
-        _remove_files(path)
-        temporary, handle = _make_held(path.parent, partial(_make_file, path))
+        _remove_files(path, ancestor)
+        temporary, handle = _make_held(ancestor, partial(_make_file, path, ancestor))
         try:
             with _naming(path):
                 yield temporary
                 _sync(temporary)
                 temporary.chmod(0o666 & ~_umask())
+                path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -67,7 +70,7 @@ def new_folder(path: Path, *, overwrite: bool = False, marker: str) -> Iterator[
             process meanwhile, and then the results are beside it, under a name that the message says.
     """
     path = _real(path)
-    ancestor = next((folder for folder in path.parents if folder.exists()), path)  # "/" has none above it
+    ancestor = _nearest_above(path)
     _remove_folders(path, ancestor)
     if path.exists():
         _check_replaceable(path, overwrite, marker)
@@ -109,8 +112,13 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _make_file(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+def _nearest_above(path: Path) -> Path:
+    """Return the nearest folder above that exists; "/" has none above it."""
+    return next((folder for folder in path.parents if folder.exists()), path)
+
+
+def _make_file(path: Path, ancestor: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=ancestor, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     return Path(name)
 
@@ -141,8 +149,8 @@ def _leftovers(path: Path, folder: Path, suffix: str) -> list[Path]:
     return [folder / name for name in sorted(names) if pattern.fullmatch(name)]
 
 
-def _remove_files(path: Path) -> None:
-    for temporary in _leftovers(path, path.parent, path.suffix):
+def _remove_files(path: Path, ancestor: Path) -> None:
+    for temporary in _leftovers(path, ancestor, path.suffix):
         with abandoned(temporary) as is_left:
             if is_left:
                 temporary.unlink(missing_ok=True)
@@ -220,4 +228,4 @@ def _umask() -> int:
 
 
 def _cannot_write(folder: Path, error: OSError) -> InputError:
-    return InputError(f"can't write to {folder}: {error.strerror}; choose a folder that exists and is writable")
+    return InputError(f"can't write to {folder}: {error.strerror}; choose one that is writable")

@@ -120,9 +120,9 @@ def check_ranges(options: Any) -> None:
             choices = ", ".join(map(str, get_args(hints[each.name])))
             raise InputError(f"{given(each.name, value)} was given; allowed is one of {choices}")
         allowed = each.metadata.get("allowed")
-        if isinstance(allowed, Names):
+        if isinstance(allowed, Names) and value != each.default:
             _check_names(each.name, value, allowed)
-        elif allowed is not None:
+        elif isinstance(allowed, Numbers):
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(number in allowed for number in numbers):
                 which = "for each of them is " if isinstance(value, tuple) else "is "

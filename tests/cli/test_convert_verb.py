@@ -93,7 +93,7 @@ def test_forms_that_differ_by_more_than_float32_explains_are_not_written(
         ({"form": "folded"}, "--form folded was given; allowed is one of training, deploy"),
         ({"dialect": "keras"}, "--dialect keras was given; allowed is one of official, timm, mmpretrain"),
         ({"output": "model.onnx"}, "output model.onnx does not end in .safetensors or .pth"),
-        ({"output": "missing/model.pth"}, "can't write to missing; choose a folder that exists and is writable"),
+        ({"output": "there.pth/model.pth"}, "can't write to there.pth; choose a folder that is writable, or can be"),
         ({"output": "/proc/model.pth"}, "can't write to /proc"),
         ({"output": "folder.pth"}, "output folder.pth is a folder; give a file"),
         ({"output": "there.pth"}, "output there.pth exists; choose another file or pass --overwrite"),

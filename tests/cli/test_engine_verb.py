@@ -112,7 +112,7 @@ def test_options_of_the_engine(repquant, fake, tmp_path):
         ("good.onnx", ("--workspace", 0), "--workspace 0 was given; allowed is from 1"),
         ("good.onnx", ("--output", "there.engine"), "there.engine exists; choose another file or pass --overwrite"),
         ("good.onnx", ("--output", "m.trt"), "does not end in .engine or .plan"),
-        ("good.onnx", ("--output", "missing/m.engine"), "can't write to missing"),
+        ("good.onnx", ("--output", "good.onnx/m.engine"), "can't write to good.onnx"),
     ],
 )
 def test_bad_input_leaves_nothing(repquant, fake, tmp_path, monkeypatch, file, options, message):

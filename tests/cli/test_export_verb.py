@@ -84,7 +84,7 @@ def test_learned_rounding_goes_on_where_it_was_interrupted(export, photographs, 
     [
         ({"output": "model.pb"}, "output model.pb does not end in .onnx"),
         ({"output": "there.onnx"}, "output there.onnx exists; choose another file or pass --overwrite"),
-        ({"output": "missing/model.onnx"}, "can't write to missing"),
+        ({"output": "there.onnx/model.onnx"}, "can't write to there.onnx"),
         ({"calibrator": "median"}, "--calibrator median was given; allowed is one of max, percentile, mse, entropy"),
         ({"calibrator": "max"}, "INT8 needs images to calibrate on; pass --data or --calibration-data"),
         ({"calibrator": "max", "data": "nowhere"}, "data folder nowhere does not exist"),

@@ -6,16 +6,25 @@ import pytest
 
 from repquant.cli.inputs import (
     held_back_loader,
+    identified,
     open_calibration,
     open_method,
+    open_runtimes,
     open_target,
     saturation_notes,
     training_loader,
 )
-from repquant.cli.options import CalibrationOptions, DataOptions, MethodOptions, TargetOptions
+from repquant.cli.options import (
+    CalibrationOptions,
+    DataOptions,
+    MethodOptions,
+    ModelOptions,
+    NetworkOptions,
+    TargetOptions,
+)
 from repquant.data.datasets import ImageFolder, open_split
 from repquant.errors import InputError
-from repquant.runtimes import cpu
+from repquant.runtimes import available, cpu
 from repquant.train.distributed import Ranks
 from repquant.train.held_back import hold_back
 
@@ -125,3 +134,30 @@ def test_notes_say_what_a_cpu_without_vnni_does(monkeypatch):
     assert saturation_notes(open_target(TargetOptions(target="tensorrt", weight_bits=7)), ("openvino",)) == ()
     monkeypatch.setattr(cpu, "int8_support", lambda: cpu.Int8Support(True, ""))
     assert saturation_notes(target, ("onnxruntime", "openvino")) == ()
+
+
+def test_fewer_images_than_the_default_are_all_taken(data, capsys):
+    calibration = open_calibration(CalibrationOptions(), data, data.data, 256)
+    assert calibration.ranges.images == calibration.rounding.images == 24
+    assert "there are 24 images to calibrate on: all are taken, in place of 512" in capsys.readouterr().err
+    with pytest.raises(InputError, match="25 calibration images were asked for, but there are 24"):
+        open_calibration(CalibrationOptions(calibration_images=25), data, data.data, 0)
+
+
+def test_runtimes_that_are_not_installed_are_left_out_of_the_default(monkeypatch, capsys):
+    monkeypatch.setattr(available, "installed", lambda: ("pytorch", "openvino"))
+    assert open_runtimes("pytorch,onnxruntime,openvino") == ("pytorch", "openvino")
+    assert "left out: onnxruntime (pip install 'repquant[onnxruntime]')" in capsys.readouterr().err
+    assert open_runtimes("all") == ("pytorch", "openvino")
+    with pytest.raises(InputError, match="'onyx' was given; allowed are pytorch"):
+        open_runtimes("onyx")
+
+
+def test_what_a_checkpoint_is_of_is_read_off_it(weights, capsys):
+    given = ModelOptions(weights=str(weights))
+    assert identified(given) == ModelOptions(arch="RepVGG-tiny", num_classes=2, weights=str(weights))
+    assert "RepVGG-tiny with 2 classes" in capsys.readouterr().err
+    of_three = ModelOptions(weights=str(weights), num_classes=3)
+    assert (identified(of_three).arch, identified(of_three).num_classes) == ("RepVGG-tiny", 3)
+    own = NetworkOptions(model="mine.py:network", weights=str(weights))
+    assert identified(own) is own

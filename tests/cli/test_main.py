@@ -214,3 +214,11 @@ def test_nothing_heavy_is_imported_before_a_verb_runs(arguments):
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_of_the_shell(repquant, shell):
+    status, script, err = repquant("--print_completion", f"shtab-{shell}")
+    assert status == 0, err
+    assert "benchmark" in script
+    assert "--calibration-images" in script

@@ -209,3 +209,29 @@ def test_every_option_of_learned_rounding_and_of_the_weights(ptq, headline, monk
     assert status == 0, err
     assert headline(out)["results"][0]["agreement"] >= 80
     assert asked_for == [ReconstructionOptions(steps=30, granularity="block", loss="mae", drop=0.5, affine=True)]
+
+
+def test_latency_is_in_the_record_and_in_the_table(ptq, headline, tmp_path, monkeypatch):
+    """Engines' times are their own: what is looked at is which calls are made, and where the figures go."""
+    from repquant.bench import latency
+
+    asked = []
+
+    def measure(calls):
+        asked.append(sorted(calls))
+        for call in calls.values():
+            assert call().shape == (1, 2)
+        return {name: [8.0, 8.0] if name == "float" else [2.0, 2.0] for name in calls}
+
+    monkeypatch.setattr(latency, "measure_latency", measure)
+    status, out, err = ptq(
+        "--target", "onnxruntime", "--calibrator", "max,mse", "--runtimes", "pytorch,onnxruntime", "--benchmark",
+        "--rounding", "nearest", "--equalization", "none",
+    )  # fmt: skip
+    assert status == 0, err
+    assert asked == [["float", "max", "mse"]]
+    rows = read_record(tmp_path / "run" / "result.json").results
+    measured = {row.runtime: (row.latency_ms, row.latency_ratio, row.latency_ratio_ci95) for row in rows}
+    assert measured == {"pytorch": (None, None, None), "onnxruntime": (2.0, 0.25, (0.25, 0.25))}
+    assert headline(out)["results"][1]["latency_ms"] == 2.0
+    assert "latency" in out

@@ -35,6 +35,18 @@ def test_a_limit_that_is_met_at_once(quantize, headline, tmp_path):
     assert (tmp_path / "run" / "mse.onnx").is_file()
 
 
+def test_fewer_images_than_the_defaults_are_shared_out(repquant, weights, photographs, small_options, tmp_path):
+    status, _, err = repquant(
+        "quantize", "--weights", weights, "--data", photographs, *small_options, "--target", "onnxruntime",
+        "--max-drop", 50, "--runtimes", "pytorch", "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "there are 24 images to calibrate on: 12 do, and 12 others judge, in place of 512 and 512" in err
+    record = read_record(tmp_path / "run" / "result.json")
+    assert (record.calibration.images, record.trail[0].images) == (12, 12)
+    assert f"take {tmp_path / 'run' / 'mse.onnx'}" in err
+
+
 def test_a_limit_that_nothing_meets_ends_with_the_best_and_says_so(quantize, headline, tmp_path, monkeypatch):
     monkeypatch.setattr("repquant.methods.judges.expected_drop", lambda reference, _: reference[:, 0].abs() + 1)
     monkeypatch.setattr("repquant.methods.search.STEPS", 20)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from repquant.errors import InputError
 from repquant.models import torch_file
-from repquant.models.checkpoints import load_model, load_tensors, save_model
+from repquant.models.checkpoints import identify, load_model, load_tensors, save_model
 from repquant.models.dialects import to_dialect
 from repquant.models.network import RepVGG, build
 from repquant.models.reparam import reparameterize
@@ -89,11 +89,29 @@ def test_grouped_squeeze_excite_model_is_read_back(tmp_path: Path, monkeypatch: 
         },
         lambda state: {key: value for key, value in state.items() if "num_batches_tracked" not in key},
         lambda state: {key: value.double() for key, value in state.items()},
+        lambda state: {"module._orig_mod.module." + key: value for key, value in state.items()},
+        lambda state: {"state_dict": {"_orig_mod.model." + key: value for key, value in state.items()}},
+        lambda state: {"state_dict": {key: 0 * value for key, value in state.items()}, "state_dict_ema": state},
+        lambda state: {"model_ema": {"state_dict": state}, "model": None},
     ],
-    ids=["state_dict", "model", "module.", "state_dict and module.", "parameters", "no counters", "float64"],
+    ids=[
+        *("state_dict", "model", "module.", "state_dict and module.", "parameters", "no counters", "float64"),
+        *("module. and _orig_mod.", "a member", "averaged", "averaged, wrapped"),
+    ],
 )
 def test_wrappings_of_training_scripts(wrap, model, official, saved) -> None:
     assert_same(load_model(saved(wrap(official)), ARCH, CLASSES), model)
+
+
+def test_what_a_file_is_of_is_read_off_it(official, saved) -> None:
+    assert identify(saved({"module." + key: value for key, value in official.items()})) == (ARCH, CLASSES)
+
+
+def test_a_file_of_no_architecture_is_not_guessed(official, saved) -> None:
+    with pytest.raises(InputError, match="are of no architecture of the zoo: the closest is RepVGG-"):
+        identify(saved(official | {"stage0.rbr_dense.conv.weight": torch.zeros(5, 3, 3, 3)}))
+    with pytest.raises(InputError, match="these are not the keys of a RepVGG"):
+        identify(saved({"a": torch.zeros(1)}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -138,9 +156,10 @@ class TestSaving:
         with pytest.raises(InputError, match="'keras'; choose one of official, timm, mmpretrain"):
             save_model(model, tmp_path / "w.pth", "keras")
 
-    def test_missing_folder_is_refused(self, model: RepVGG, tmp_path: Path) -> None:
+    def test_a_folder_that_can_not_be_made_is_refused(self, model: RepVGG, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
         with pytest.raises(InputError, match="can't write to"):
-            save_model(model, tmp_path / "missing" / "w.pth")
+            save_model(model, tmp_path / "file" / "w.pth")
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
     def test_full_disk_leaves_what_was_there(self, suffix, model, tmp_path, monkeypatch) -> None:

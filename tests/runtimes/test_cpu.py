@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from repquant.runtimes.cpu import cpu_flags, cpu_model, describe, int8_support, vnni_flags
+from repquant.runtimes.cpu import cpu_flags, cpu_model, describe, int8_flags, int8_support, vnni_flags
 
 EPYC = """processor\t: 0
 model name\t: AMD EPYC
@@ -51,3 +51,8 @@ def test_model_name_may_hold_a_colon():
 
 def test_this_cpu_gets_a_sentence():
     assert int8_support().sentence.endswith(".")
+
+
+def test_int8_flags_name_the_tiles_too():
+    assert int8_flags("flags : fpu avx512_vnni amx_tile amx_int8 amx_bf16\n") == ("avx512_vnni", "amx_int8")
+    assert int8_flags("") == ()

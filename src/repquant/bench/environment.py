@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from repquant import __version__
-from repquant.runtimes.cpu import cpu_model, read_cpuinfo, vnni_flags
+from repquant.runtimes.cpu import cpu_model, int8_flags, read_cpuinfo
 
 _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino")
 
@@ -27,7 +27,7 @@ def environment() -> dict[str, object]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpu": cpu_model(cpuinfo),
-        "cpu_int8_flags": list(vnni_flags(cpuinfo)),
+        "cpu_int8_flags": list(int8_flags(cpuinfo)),
         "cores": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in _PACKAGES},

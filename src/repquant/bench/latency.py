@@ -1,14 +1,12 @@
 """Latency of several models on one machine, so that it can be compared: raw samples of one alternating run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from repquant.errors import InputError
-from repquant.runtimes.interface import Runtime
 
 _MS_PER_SECOND = 1000
 _RESAMPLES = 2000
@@ -27,43 +25,41 @@ class Ratio(NamedTuple):
 
 
 def measure_latency(
-    runtimes: Mapping[str, Runtime],
-    batch: NDArray[np.float32],
+    calls: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 50,
     warm_up: int = 5,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Run every runtime once a round, in an order that is shuffled each round, and return the milliseconds.
+    """Make every call once a round, in an order that is shuffled each round, and return the milliseconds.
 
-    A machine that slows down or other people's work then weighs on all runtimes alike, and no runtime always follows
-    the same other one.
+    A machine that slows down or other people's work then weighs on all of them alike, and none always follows the same
+    other one.
 
     Args:
-        runtimes: name -> runtime; names are the caller's.
-        batch: normalized images (N, 3, H, W); every call takes all of them.
-        rounds: samples of each runtime.
+        calls: name -> what runs one batch; names are the caller's.
+        rounds: samples of each.
         warm_up: rounds before them that are not measured.
         seed: of the orders.
 
     Returns:
-        Name -> latency in ms of the batch in each round.
+        Name -> latency in ms in each round.
 
     Raises:
-        InputError: no runtime, no round, or less than no round to warm up.
+        InputError: no call, no round, or less than no round to warm up.
     """
-    if not runtimes:
+    if not calls:
         raise InputError("there is no model to measure; give at least one")
     if rounds < 1 or warm_up < 0:
         raise InputError(f"{rounds} rounds after {warm_up} to warm up were asked for; give at least 1 and 0")
     generator = np.random.default_rng(seed)
-    names = list(runtimes)
+    names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for current in range(warm_up + rounds):
         for place in generator.permutation(len(names)):
             name = names[place]
             started = perf_counter()
-            runtimes[name](batch)
+            calls[name]()
             elapsed = perf_counter() - started
             if current >= warm_up:
                 samples[name].append(_MS_PER_SECOND * elapsed)

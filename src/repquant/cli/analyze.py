@@ -44,6 +44,9 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     config = show_configuration("analyze", options)
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment

@@ -4,7 +4,8 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from time import monotonic
 from typing import Any, Protocol
 
 import yaml
@@ -36,9 +37,25 @@ def show(renderable: Any) -> None:
     console.print(renderable)
 
 
+@dataclass
+class _Headline:
+    """Whether the headline is also for a terminal, where a person reads the table above it."""
+
+    on_terminals: bool = False
+
+
+_HEADLINE = _Headline()
+
+
+def show_headlines(on_terminals: bool) -> None:
+    """Set whether `finish` prints on a terminal too, as --json asks."""
+    _HEADLINE.on_terminals = on_terminals
+
+
 def finish(headline: Mapping[str, Any]) -> None:
-    """Print the headline as one line of strict JSON."""
-    print(json.dumps(headline, allow_nan=False), flush=True)
+    """Print the headline as one line of strict JSON; on a terminal only where it was asked for."""
+    if _HEADLINE.on_terminals or not sys.stdout.isatty():
+        print(json.dumps(headline, allow_nan=False), flush=True)
 
 
 class Advance(Protocol):
@@ -48,15 +65,24 @@ class Advance(Protocol):
         """By a number of items; what there is to say besides follows the speed."""
 
 
+LINE_SECONDS = 15.0
+"""Between two lines of progress where no bar can be drawn."""
+
+
 @contextmanager
 def progress(what: str, total: int, *, shown: bool = True) -> Iterator[Advance]:
-    """Show a bar on stderr while the block runs; yields a function that advances it by a number of items.
+    """Show on stderr how far the block is, as a bar or, where that is no terminal, as a line now and then.
+
+    Yields a function that counts a number of items as done.
 
     Args:
         what: is done.
         total: of the items.
         shown: false for a process that does not speak for all.
     """
+    if not sys.stderr.isatty():
+        yield _lines(what, total) if shown else _nothing
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -65,7 +91,7 @@ def progress(what: str, total: int, *, shown: bool = True) -> Iterator[Advance]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty())) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task(what, total=total, rate="", note="")
 
         def advance(items: int, note: str = "") -> None:
@@ -74,3 +100,26 @@ def progress(what: str, total: int, *, shown: bool = True) -> Iterator[Advance]:
             bar.update(task, rate="" if speed is None else f"{speed:.0f}/s", note=note)
 
         yield advance
+
+
+def _nothing(items: int, note: str = "") -> None:
+    pass
+
+
+def _lines(what: str, total: int) -> Advance:
+    """Return a function that counts, and says how far it is when `LINE_SECONDS` have passed since it last did."""
+    started = said = monotonic()
+    done = 0
+
+    def advance(items: int, note: str = "") -> None:
+        nonlocal said, done
+        done += items
+        now = monotonic()
+        if now - said < LINE_SECONDS or done >= total:
+            return
+        said = now
+        rate = done / (now - started)
+        left = f", {(total - done) / rate:.0f} s left" if rate else ""
+        say(f"{what}: {done:,} of {total:,}, {rate:.3g}/s{left}{f', {note}' if note else ''}")
+
+    return advance

@@ -38,6 +38,9 @@ class Options(ModelOptions):
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     show_configuration("convert", options)
     import torch
 

@@ -1,7 +1,7 @@
 """Walk the whole path on data and weights that ship with the package: a small RepVGG on Fashion-MNIST.
 
-It converts the checkpoint, calibrates with every calibrator, exports, runs the result in ONNX Runtime and OpenVINO and
-prints what was lost.
+It converts the checkpoint, calibrates with every calibrator, exports, runs the result in ONNX Runtime and OpenVINO, as
+far as they are installed, and prints what was lost.
 """
 
 from __future__ import annotations

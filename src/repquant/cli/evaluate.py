@@ -1,6 +1,7 @@
 """Measure top-1, top-5 and throughput of a model on labelled images.
 
-The float checkpoint runs in PyTorch (--arch and --weights), an ONNX file in ONNX Runtime or OpenVINO (--model).
+A checkpoint runs in PyTorch (--weights), an ONNX file in ONNX Runtime or OpenVINO (--model). Where a file says how its
+images are prepared, that is read off it.
 Under torchrun the processes share the images; every one counts once.
 
   torchrun --nproc-per-node 8 -m repquant evaluate --arch RepVGG-A0 --weights A0.pth --data FOLDER --device cuda
@@ -14,29 +15,51 @@ from typing import TYPE_CHECKING
 
 from repquant.choices import Device, Split
 from repquant.cli.console import finish, progress, say, show_configuration
-from repquant.cli.options import RUNTIME_NAMES, DataOptions, ModelOptions
+from repquant.cli.options import RUNTIME_NAMES, WORKERS, DataOptions, ModelOptions
+from repquant.cli.parser import TripleError, triple
 from repquant.errors import InputError
-from repquant.option_ranges import CLASSES, option
+from repquant.option_ranges import BATCH, CLASSES, CROP_RATIO, IMAGE_SIDE, Numbers, option
 
 if TYPE_CHECKING:
     import torch
 
+    from repquant.export.file_facts import FileFacts
     from repquant.runtimes.interface import Runtime
     from repquant.train.distributed import Ranks
+
+ENGINE_SUFFIXES = (".engine", ".plan")
 
 
 EXAMPLE = "repquant evaluate --model runs/a0/mse.onnx --runtimes onnxruntime,openvino --data FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(DataOptions):
+class Options:
     """Options of `repquant evaluate`."""
 
-    runtimes: str = option("what executes the model", "pytorch", RUNTIME_NAMES)
+    data: str = option("folder with class folders in train/ and val/; 'builtin' for the set that ships")
+    runtimes: str = option(
+        "what executes the model; default: pytorch for --weights, and for --model the first other one installed",
+        "",
+        RUNTIME_NAMES,
+    )
     model: str = option("ONNX file, for all but pytorch; an engine for tensorrt", "")
-    arch: str = option("architecture of the checkpoint, for pytorch", "")
+    arch: str = option("architecture of the checkpoint, for pytorch; default: read off it", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
-    num_classes: int = option("number of classes of the model", 1000, CLASSES)
+    num_classes: int = option("number of classes; 0: as the model says", 0, Numbers(0, CLASSES.most))
+    image_size: int = option(
+        "side of the square images in pixels; 0: as the file says, else 224", 0, Numbers(0, IMAGE_SIDE.most)
+    )
+    crop_ratio: float = option(
+        "image size / resized shorter side; 0: as the file says, else 0.875",
+        0.0,
+        Numbers(CROP_RATIO.least, CROP_RATIO.most, or_zero=True),
+    )
+    mean: str = option("channel means, with commas; default: the file's, else ImageNet's", "")
+    std: str = option("channel standard deviations, with commas; default: the file's, else ImageNet's", "")
+    batch_size: int = option("images a batch", 32, BATCH)
+    workers: int = option("processes that decode images; 0 decodes in the main process", 0, WORKERS)
+    skip_unreadable: bool = option("go on without images that can't be read, and count them", False)
     split: Split = option("which of the two folders of images", "val")
     device: Device = option("where pytorch runs", "cpu")
 
@@ -50,16 +73,28 @@ def run(options: Options) -> None:
 
 
 def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
-    from repquant.cli.inputs import open_loader
+    from repquant.cli.inputs import identified, open_loader
+    from repquant.cli.proof import hardly_better_than_chance
     from repquant.evaluate.accuracy import accuracy
     from repquant.evaluate.stream import Evaluation, evaluate
+    from repquant.export.file_facts import FileFacts, read_file_facts
 
     if ranks.is_main:
         show_configuration("evaluate", options)
-    engines = _open_engines(options, ranks, device)
-    loader = open_loader(options, options.split, options.num_classes, ranks)
+    is_onnx = options.model and Path(options.model).suffix not in ENGINE_SUFFIXES
+    told = read_file_facts(Path(options.model)) if is_onnx else FileFacts()
+    images = _images(options, told)
+    if ranks.is_main and (facts := _words(told)):
+        say(f"{options.model} says: {facts}")
+    if options.split not in ("train", "val"):
+        raise InputError(f"split {options.split!r} was given; allowed are val and train")
+    checkpoint = ModelOptions(arch=options.arch, num_classes=options.num_classes, weights=options.weights)
+    checkpoint = identified(checkpoint)
+    engines = _open_engines(options, checkpoint, ranks, device)
+    classes = options.num_classes or len(told.classes or ()) or checkpoint.num_classes
+    loader = open_loader(images, "train" if options.split == "train" else "val", classes, ranks)
     with progress("evaluate", loader.images, shown=ranks.is_main) as advance:
-        part = evaluate(engines, loader, num_classes=options.num_classes, on_images=advance)
+        part = evaluate(engines, loader, num_classes=classes or None, on_images=advance)
     evaluation = Evaluation.concatenate(ranks.gather(part))
     skipped = sum(ranks.gather(len(loader.skipped)))
     if not ranks.is_main:
@@ -79,12 +114,14 @@ def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
                 "images_per_second": round(predictions.images / seconds, 2),
             }
         )
+        if measured and (warning := hardly_better_than_chance(measured.top1, loader.classes)):
+            say(warning)
     for result in results:
         say(", ".join(f"{key} {value}" for key, value in result.items()))
     finish({"split": options.split, "skipped": skipped, "results": results})
 
 
-def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[str, Runtime]:
+def _open_engines(options: Options, checkpoint: ModelOptions, ranks: Ranks, device: torch.device) -> dict[str, Runtime]:
     """Open what is asked for, by the engine's name."""
     import torch
 
@@ -95,15 +132,66 @@ def _open_engines(options: Options, ranks: Ranks, device: torch.device) -> dict[
     # An engine takes all cores by itself; of several processes each keeps to what torchrun gives it.
     threads = torch.get_num_threads() if ranks.world_size > 1 else None
     engines: dict[str, Runtime] = {}
-    for name in RUNTIME_NAMES.split(options.runtimes, installed()):
+    for name in RUNTIME_NAMES.split(options.runtimes or _default_runtime(options), installed()):
         require(name)
         if name == "pytorch":
-            if not (options.weights and options.arch):
-                raise InputError("the runtime pytorch runs a checkpoint; pass --arch and --weights")
-            checkpoint = ModelOptions(arch=options.arch, num_classes=options.num_classes, weights=options.weights)
+            if not options.weights:
+                raise InputError("the runtime pytorch runs a checkpoint; pass --weights")
             engines[name] = PyTorchRuntime(load_network(checkpoint).to(device))
         else:
             if not options.model:
                 raise InputError(f"the runtime {name} runs a file; pass --model")
             engines[name] = open_classifier(name, Path(options.model), threads)
     return engines
+
+
+def _default_runtime(options: Options) -> str:
+    """Return the runtime that executes what was given.
+
+    Raises:
+        InputError: neither a file nor a checkpoint was, or both, or there is none for a file.
+    """
+    from repquant.runtimes.available import installed
+
+    if bool(options.model) == bool(options.weights):
+        raise InputError("which model? Pass --weights for a checkpoint, --model for a file, or --runtimes with both")
+    if options.weights:
+        return "pytorch"
+    engines = ["tensorrt"] if Path(options.model).suffix in ENGINE_SUFFIXES else ["onnxruntime", "openvino", "tensorrt"]
+    chosen = next((name for name in engines if name in installed()), engines[0])
+    say(f"{options.model} runs in {chosen}; --runtimes names others")
+    return chosen
+
+
+def _images(options: Options, told: FileFacts) -> DataOptions:
+    """Return how images become batches: as was asked for, else as the file says, else as is usual."""
+    usual = DataOptions(data=options.data)
+    return DataOptions(
+        data=options.data,
+        image_size=options.image_size or told.image_size or usual.image_size,
+        crop_ratio=options.crop_ratio or told.crop_ratio or usual.crop_ratio,
+        mean=_three("mean", options.mean) if options.mean else told.mean or usual.mean,
+        std=_three("std", options.std) if options.std else told.std or usual.std,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        skip_unreadable=options.skip_unreadable,
+    )
+
+
+def _three(name: str, value: str) -> tuple[float, float, float]:
+    try:
+        return triple(value)
+    except TripleError as error:
+        raise InputError(f"--{name} {value} was given; {error}") from error
+
+
+def _words(told: FileFacts) -> str:
+    facts = {
+        "images of {} px": told.image_size,
+        "crop ratio {}": told.crop_ratio,
+        "mean {}": told.mean,
+        "std {}": told.std,
+        "{} classes": told.classes and len(told.classes),
+        "calibrator {}": told.calibrator,
+    }
+    return ", ".join(text.format(value) for text, value in facts.items() if value is not None)

@@ -45,15 +45,26 @@ class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, Ne
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     show_configuration("export", options)
     from repquant.check import require_taken
     from repquant.cli.inputs import load_graph, open_target, transform
     from repquant.cli.outputs import output_file
+    from repquant.export.file_facts import FileFacts
     from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
 
     output = output_file(options, (".onnx",))
     _check(options)
-    transform(options)  # refuses sizes that are none, also where no image is read
+    made = transform(options)  # refuses sizes that are none, also where no image is read
+    facts = FileFacts(
+        image_size=options.image_size,
+        crop_ratio=made.crop_ratio,
+        mean=made.mean,
+        std=made.std,
+        calibrator=options.calibrator or None,
+    )
     graph = load_graph(options, options.image_size)
     # Beside the output, which appears only at the end: what has been learned survives an interruption.
     checkpoint = output.with_name(f"{output.name}.{options.calibrator}.rounding")
@@ -62,7 +73,7 @@ def run(options: Options) -> None:
     if options.calibrator:
         target = open_target(options)
         graph, skipped = _quantize(graph, options, target, checkpoint)
-    size = export_graph(graph, output, target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+    size = export_graph(graph, output, target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,), facts=facts)
     if target:
         require_taken(output, target.name)
     if options.calibrator and options.rounding == "learned":

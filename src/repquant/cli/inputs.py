@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from repquant.cli.console import say
 from repquant.cli.flags import flag_of
 from repquant.cli.options import (
+    RUNTIME_NAMES,
     CalibrationOptions,
     DataOptions,
     ImageOptions,
     MethodOptions,
     ModelOptions,
     NetworkOptions,
+    ProofOptions,
     TargetOptions,
 )
 from repquant.errors import InputError
@@ -29,9 +32,12 @@ if TYPE_CHECKING:
     from repquant.data.datasets import ImageSource
     from repquant.data.loading import Loader
     from repquant.data.transforms import EvalTransform
+    from repquant.export.file_facts import FileFacts
     from repquant.models.network import RepVGG
     from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
+
+Model = TypeVar("Model", bound=ModelOptions)
 
 
 def weights_path(options: ModelOptions) -> Path:
@@ -91,12 +97,44 @@ def transform(options: ImageOptions) -> EvalTransform:
     )
 
 
+def file_facts(loader: Loader, calibrator: str | None = None) -> FileFacts:
+    """Return what a file says of itself whose network takes the images of a loader."""
+    from repquant.export.file_facts import FileFacts
+
+    made = loader.transform
+    return FileFacts(
+        image_size=made.image_size if isinstance(made.image_size, int) else None,
+        crop_ratio=made.crop_ratio,
+        mean=made.mean,
+        std=made.std,
+        classes=loader.classes,
+        calibrator=calibrator,
+    )
+
+
+def identified(options: Model) -> Model:
+    """Return the options with the architecture and the number of classes read off the checkpoint, where not given.
+
+    Raises:
+        InputError: it is of no architecture of the zoo.
+    """
+    is_own = isinstance(options, NetworkOptions) and options.model
+    if is_own or not options.weights or (options.arch and options.num_classes):
+        return options
+    from repquant.models.checkpoints import identify
+
+    arch, num_classes = identify(weights_path(options))
+    found = replace(options, arch=options.arch or arch, num_classes=options.num_classes or num_classes)
+    say(f"{options.weights}: {arch} with {num_classes} classes")
+    return found
+
+
 def open_loader(options: DataOptions, split: Split, num_classes: int, ranks: Ranks | None = None) -> Loader:
     """Return the batches of a labelled split; of several ranks, this one's part of them.
 
     Raises:
-        InputError: the folder is missing, empty, or has another number of classes than the model; or fewer images than
-            there are ranks.
+        InputError: the folder is missing, empty, or has another number of classes than the model, where that is not 0
+            (not known); or fewer images than there are ranks.
     """
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
@@ -113,7 +151,7 @@ def has_validation(data: str) -> bool:
 
 
 def _check_classes(source: ImageSource, data: str, split: Split, num_classes: int) -> None:
-    if source.classes is not None and len(source.classes) != num_classes:
+    if num_classes and source.classes is not None and len(source.classes) != num_classes:
         raise InputError(
             f"{data} has {len(source.classes)} classes in {split}, the model has {num_classes}; "
             f"labels would not match. Pass --num-classes {len(source.classes)} with a checkpoint that has as many"
@@ -143,8 +181,8 @@ def open_calibration(
 ) -> Calibration:
     """Open the calibration images; those for rounding are the first of those for ranges, and as well stratified.
 
-    None of them is among the `held_back_images` that a training judges on. Rounding by default looks at all of them
-    where there are fewer than its default number.
+    None of them is among the `held_back_images` that a training judges on. Where there are fewer than the default
+    numbers, all are taken, and it is said so.
 
     Raises:
         InputError: more images for rounding than for ranges, or data that can't be opened.
@@ -162,13 +200,17 @@ def open_calibration(
     source = open_split(options.calibration_data or default_data, "train")
     if held_back_images and not options.calibration_data:
         source, _ = hold_back(source, held_back_images)
-    subset = select(source, options.calibration_images, options.seed, skip_unreadable=images.skip_unreadable)
+    images_asked = options.calibration_images
+    if images_asked == CalibrationOptions.calibration_images and len(source) < images_asked:
+        say(f"there are {len(source)} images to calibrate on: all are taken, in place of {images_asked}")
+        images_asked = len(source)
+    subset = select(source, images_asked, options.seed, skip_unreadable=images.skip_unreadable)
 
     def loader(count: int) -> Loader:
         chosen = subset.indices[:count]
         return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
 
-    return Calibration(loader(options.calibration_images), loader(rounding_images) if rounding_images else None, subset)
+    return Calibration(loader(images_asked), loader(rounding_images) if rounding_images else None, subset)
 
 
 def training_loader(images: DataOptions, count: int, seed: int, ranks: Ranks) -> Loader:
@@ -219,6 +261,26 @@ def held_back_loader(options: CalibrationOptions, images: DataOptions, count: in
         )
     chosen = draw(source, options.calibration_images + count, options.seed)[options.calibration_images :]
     return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
+
+
+def open_runtimes(runtimes: str) -> tuple[str, ...]:
+    """Return the engines that `--runtimes` names.
+
+    Of the default ones those that are installed; it is said which are not. `all` stands for all that are installed.
+
+    Raises:
+        InputError: no engine has such a name, or it is not installed.
+    """
+    from repquant.runtimes.available import ENGINES, installed, require
+
+    names = RUNTIME_NAMES.split(runtimes, installed())
+    if runtimes == ProofOptions.runtimes and (missing := [name for name in names if name not in installed()]):
+        packages = " ".join(f"'{ENGINES[name].package}'" for name in missing)
+        say(f"not installed, and left out: {', '.join(missing)} (pip install {packages})")
+        names = tuple(name for name in names if name not in missing)
+    for name in names:
+        require(name)
+    return names
 
 
 def check_runtimes(target: Target, runtimes: Sequence[str]) -> None:

@@ -51,7 +51,10 @@ def _insert_bn(options: Options, ranks: Ranks) -> None:
     from repquant.repvgg.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
 
     if ranks.is_main:
-        show_configuration("insert-bn", options)
+        from repquant.cli.inputs import identified
+
+    options = identified(options)
+    show_configuration("insert-bn", options)
     if options.averaging == "ema" and ranks.world_size > 1:
         raise InputError(
             "--averaging ema weighs a batch by those that follow it, which several processes do not have; pass "

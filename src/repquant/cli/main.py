@@ -4,12 +4,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from repquant import __version__, signals
 from repquant.allocation import keep_freed_memory
+from repquant.cli.console import show_headlines
 from repquant.cli.failures import EXIT_DONE, explain
 from repquant.cli.parser import OptionParser, add_options, given_at_least
+from repquant.cli.repeating import with_recorded_options
 from repquant.cli.untrusted_text import check_arguments
 from repquant.cli.verbs import VERBS, module_of
 from repquant.errors import InputError, shortened
@@ -28,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = module_of(name)
         chosen: Namespace = parsed[name]
         keep_freed_memory()
-        options = verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)})
+        show_headlines(chosen["json"])
+        values = {field.name: chosen[field.name] for field in fields(verb.Options)}
+        options = verb.Options(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         check_ranges(options)
         verb.run(options)
     except (Exception, KeyboardInterrupt, StoppedError) as error:
@@ -42,13 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> Namespace:
     check_arguments(arguments)
     try:
-        return build_parser(next(filter(VERBS.__contains__, arguments), "none")).parse_args(arguments)
+        wanted = next(filter(VERBS.__contains__, arguments), "none")
+        return build_parser(wanted).parse_args(with_recorded_options(arguments))
     except Exception as error:  # texts that are valid YAML can be anything
         raise InputError(f"can't understand the arguments ({shortened(str(error))})") from error
 
 
 def build_parser(wanted: str | None = None) -> ArgumentParser:
     """Return the parser of all verbs; where one is wanted, only that one has options."""
+    set_parsing_settings(add_print_completion_argument=True)  # repquant --print_completion shtab-bash
     parser = OptionParser(
         prog="repquant",
         description="Take a trained network to INT8, and prove on its runtime what that lost. `repquant VERB --help` "

@@ -38,8 +38,8 @@ from repquant.option_ranges import (
     option,
 )
 
-_WORKERS = max(32, 4 * (os.cpu_count() or 1))
-"""Decoding processes beyond this only take memory."""
+WORKERS = Numbers(0, max(32, 4 * (os.cpu_count() or 1)))
+"""Decoding processes beyond these only take memory."""
 
 CALIBRATOR_NAMES = Names(CALIBRATORS)
 RUNTIME_NAMES = Names(RUNTIMES)
@@ -67,8 +67,8 @@ def as_in(settings: type, name: str, default: Any = MISSING) -> Any:
 class ModelOptions:
     """Network: an architecture of the zoo with its checkpoint."""
 
-    arch: str = option("architecture, for example RepVGG-A0")
-    num_classes: int = option("number of classes of the checkpoint", 1000, CLASSES)
+    arch: str = option("architecture, for example RepVGG-A0; default: read off the checkpoint", "")
+    num_classes: int = option("number of classes; 0: read off the checkpoint", 0, Numbers(0, CLASSES.most))
     weights: str = option("checkpoint: .pth or .safetensors, training or deploy form; 'builtin' for the one that ships")
 
 
@@ -81,7 +81,6 @@ class NetworkOptions(ModelOptions):
         "left out",
         "",
     )
-    arch: str = option("architecture, for example RepVGG-A0", "")
     weights: str = option(
         "checkpoint: .pth or .safetensors, training or deploy form; 'builtin' for the one that ships", ""
     )
@@ -100,7 +99,7 @@ class ImageOptions:
         "channel standard deviations for normalization", (0.229, 0.224, 0.225), DEVIATIONS
     )
     batch_size: int = option("images a batch", 32, BATCH)
-    workers: int = option("processes that decode images; 0 decodes in the main process", 0, Numbers(0, _WORKERS))
+    workers: int = option("processes that decode images; 0 decodes in the main process", 0, WORKERS)
     skip_unreadable: bool = option("go on without images that can't be read, and count them", False)
 
 

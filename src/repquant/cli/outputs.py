@@ -14,7 +14,7 @@ _SPLITS = ("train", "val")
 
 
 def output_file(options: Any, suffixes: Sequence[str]) -> Path:
-    """Return the path of a file to write.
+    """Return the path of a file to write; folders above it that are missing are made with it.
 
     Raises:
         InputError: another suffix, a file that exists and may not be replaced or is read, or a folder that can't be
@@ -30,8 +30,9 @@ def output_file(options: Any, suffixes: Sequence[str]) -> Path:
             raise InputError(f"output {path} is the file of --{name}, which would be lost; choose another file")
     if path.exists() and not options.overwrite:
         raise InputError(f"output {path} exists; choose another file or pass --overwrite to replace it")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise InputError(f"can't write to {path.parent}; choose a folder that exists and is writable")
+    above = next(folder for folder in Path(os.path.realpath(path)).parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise InputError(f"can't write to {path.parent}; choose a folder that is writable, or can be made")
     return path
 
 

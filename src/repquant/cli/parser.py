@@ -77,11 +77,18 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     given by their place.
     """
     parser.add_argument("--config", action="config", help="YAML file with any of these options, words joined by _")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the headline, one line of JSON, on a terminal too, as it is on a pipe",
+    )
     hints = get_type_hints(options)
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         if field.metadata.get("positional"):
-            parser.add_argument(field.name, type=hints[field.name], help=field.metadata["help"])
+            several: dict[str, Any] = {"nargs": "+"} if hints[field.name] == tuple[str, ...] else {}
+            kind = str if several else hints[field.name]
+            parser.add_argument(field.name, type=kind, help=field.metadata["help"], **several)
             continue
         title = _title(options, field.name)
         if title not in groups:

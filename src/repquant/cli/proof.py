@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import progress, say, show
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import fx
 
     from repquant.data.loading import Loader
@@ -31,13 +36,56 @@ class Proof:
 
 def tell(record: Record, already_said: int = 0) -> None:
     """Show the table of a record, its notes but for the first `already_said`, and how many images were left out."""
-    from repquant.report.tables import COMPARISON, screen_table
+    from repquant.report.tables import comparison, screen_table
 
-    show(screen_table(record, COMPARISON))
+    show(screen_table(record, comparison(record)))
     for note in record.notes[already_said:]:
         say(note)
     if record.skipped:
         say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
+
+
+def choice(record: Record) -> str:
+    """Return the sentence that names the file to take: the one whose answers are nearest to float's, where it runs.
+
+    Of the runtimes the target's own is asked first, else any other one that ran the files, else the simulation.
+    """
+    target = record.config["target"]
+    order = sorted(record.results, key=lambda row: (row.runtime != target, row.runtime == "pytorch"))
+    asked = order[0].runtime
+    best = min((row for row in order if row.runtime == asked), key=lambda row: inf if row.kl is None else row.kl)
+    where = "in the simulation" if asked == "pytorch" else f"in {asked}"
+    if best.model is None:
+        return f"nothing was exported; {best.calibrator} is nearest to float {where}"
+    lost = ""
+    if best.drop is not None and best.drop_ci95 is not None:
+        low, high = best.drop_ci95
+        within = " (which is within noise)" if low <= 0 <= high else ""
+        lost = f", top-1 {best.top1:.2f} %, {best.drop:.2f} points below float{within}"
+    same = f"the same class as float on {best.agreement:.2f} % of the images"
+    return f"take {best.model}: {where} {same}{lost}"
+
+
+def hardly_better_than_chance(top1: float, classes: Sequence[str] | None) -> str:
+    """Return a warning where a float model is hardly better than chance, and "" elsewhere.
+
+    Something that it is given is not what it expects. Hardly better is less than a tenth of the way from chance to
+    100 %.
+    """
+    chance = 100 / len(classes) if classes else 0.0
+    if not classes or top1 >= chance + (100 - chance) / 10:
+        return ""
+    return (
+        f"warning: top-1 in float is {top1:.2f} %, and chance {chance:.2f} %: are --image-size, --crop-ratio, --mean "
+        "and --std those that the model was trained with, and the classes in its order?"
+    )
+
+
+def chance_notes(record: Record, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the warning of `hardly_better_than_chance` for the float model of a record, where it is needed."""
+    top1 = None if record.float_row is None else record.float_row.top1
+    warning = "" if top1 is None else hardly_better_than_chance(top1, classes)
+    return (warning,) if warning else ()
 
 
 def prove(
@@ -48,6 +96,8 @@ def prove(
     folder: Path,
     shown_folder: Path,
     target: Target,
+    *,
+    benchmark: bool = False,
 ) -> Proof:
     """Export every model into `folder`, run it in every runtime on the same images, and return the rows.
 
@@ -60,8 +110,10 @@ def prove(
         shown_folder: the folder's final name, for the record.
         target: of the quantized models. Activations of fewer than 8 bits can't be exported; `runtimes` is then pytorch
             alone.
+        benchmark: measure latency too, of one image, beside the float file in the same runtime.
     """
     from repquant.check import require_taken
+    from repquant.cli.inputs import file_facts
     from repquant.evaluate.stream import Pair, evaluate
     from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
     from repquant.graph.interface import flattened
@@ -72,12 +124,23 @@ def prove(
     simulated_only = target.activation.bits < 8
     with progress("export", 1 if simulated_only else 1 + len(quantized)) as advance:
         sizes = {
-            FLOAT: export_graph(float_graph, folder / f"{FLOAT}.onnx", inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+            FLOAT: export_graph(
+                float_graph,
+                folder / f"{FLOAT}.onnx",
+                inputs=(INPUT_NAME,),
+                outputs=(OUTPUT_NAME,),
+                facts=file_facts(loader),
+            )
         }
         advance(1)
         for name, model in {} if simulated_only else quantized.items():
             sizes[name] = export_graph(
-                model, folder / f"{name}.onnx", target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,)
+                model,
+                folder / f"{name}.onnx",
+                target,
+                inputs=(INPUT_NAME,),
+                outputs=(OUTPUT_NAME,),
+                facts=file_facts(loader, name),
             )
             require_taken(folder / f"{name}.onnx", target.name)
             advance(1)
@@ -120,4 +183,40 @@ def prove(
         model=str(shown_folder / f"{FLOAT}.onnx"),
         file_bytes=sizes[FLOAT],
     )
+    if benchmark:
+        for runtime in runtimes:
+            if runtime != "pytorch":
+                say(f"latency in {runtime}: {1 + len(quantized)} files in turns")
+                files = {name: engines[f"{name}/{runtime}"] for name in quantized}
+                images = next(iter(loader)).images[:1].numpy()
+                rows = with_latency(rows, open_runtime(runtime, folder / f"{FLOAT}.onnx"), files, images)
     return Proof(float_row, tuple(rows))
+
+
+def with_latency(
+    rows: Sequence[Row], float_file: Runtime, files: Mapping[str, Runtime], images: NDArray[np.float32]
+) -> list[Row]:
+    """Return the rows, those of one runtime with its latency.
+
+    Args:
+        rows: of all runtimes.
+        float_file: in the runtime.
+        files: calibrator -> its file in the same runtime.
+        images: of a call, (N, 3, H, W).
+    """
+    from repquant.bench.latency import measure_latency, ratio
+
+    calls = {name: partial(engine, images) for name, engine in {**files, FLOAT: float_file}.items()}
+    samples = measure_latency(calls)
+    measured = []
+    for row in rows:
+        if row.runtime == float_file.name and row.calibrator is not None:
+            compared = ratio(samples[row.calibrator], samples[FLOAT])
+            row = replace(
+                row,
+                latency_ms=median(samples[row.calibrator]),
+                latency_ratio=compared.median,
+                latency_ratio_ci95=compared.ci95,
+            )
+        measured.append(row)
+    return measured

@@ -9,13 +9,12 @@ The method of other tools is --equalization none --rounding nearest --rounding-i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import (
     CALIBRATOR_NAMES,
-    RUNTIME_NAMES,
     CalibrationOptions,
     DataOptions,
     FolderOptions,
@@ -36,10 +35,14 @@ class Options(
     """Options of `repquant ptq`."""
 
     calibrator: str = option("what finds the ranges, a file each", "all", CALIBRATOR_NAMES)
+    benchmark: bool = option("measure latency too, beside the float file in the same runtime", False)
 
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     config = show_configuration("ptq", options)
 
     from repquant.atomic import new_folder
@@ -52,20 +55,18 @@ def run(options: Options) -> None:
         open_calibration,
         open_loader,
         open_method,
+        open_runtimes,
         open_target,
         saturation_notes,
         skipped_images,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import prove, tell
+    from repquant.cli.proof import chance_notes, choice, prove, tell
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
-    from repquant.runtimes.available import installed, require
 
     calibrators = CALIBRATOR_NAMES.split(options.calibrator)
-    runtimes = RUNTIME_NAMES.split(options.runtimes, installed())
-    for name in runtimes:
-        require(name)
+    runtimes = open_runtimes(options.runtimes)
     target = open_target(options)
     check_runtimes(target, runtimes)
     method = open_method(options, target)
@@ -113,6 +114,7 @@ def run(options: Options) -> None:
             folder,
             output,
             target,
+            benchmark=options.benchmark,
         )
         record = Record(
             command="ptq",
@@ -132,8 +134,10 @@ def run(options: Options) -> None:
             results=proof.rows,
             work_seconds=timed.seconds + sum(search_seconds.values()) + rounding_seconds,
         )
+        record = replace(record, notes=record.notes + chance_notes(record, evaluation.classes))
         write_record(record, folder / "result.json")
     for checkpoint in checkpoints.values():
         checkpoint.unlink(missing_ok=True)
     tell(record, already_said=1)
+    say(choice(record))
     finish(headline(record))

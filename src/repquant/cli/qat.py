@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from repquant.choices import Calibrator, Equalization, Vnni, WeightRanges
 from repquant.cli.console import finish, say, show_configuration
-from repquant.cli.options import RUNTIME_NAMES, CalibrationOptions, ModelOptions, ProofOptions, TargetOptions, as_in
+from repquant.cli.options import CalibrationOptions, ModelOptions, ProofOptions, TargetOptions, as_in
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
 from repquant.methods.method import PtqMethod
@@ -84,6 +84,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
         load_network,
         open_calibration,
         open_loader,
+        open_runtimes,
         open_target,
         saturation_notes,
         skipped_images,
@@ -100,7 +101,6 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     from repquant.repvgg.insert_bn import load_inserted_bn
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
     from repquant.repvgg.qat_task import RepVGGQatTask
-    from repquant.runtimes.available import installed, require
     from repquant.train.checkpoint import newest_checkpoint
     from repquant.train.loop import Trainer
 
@@ -109,9 +109,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
-    runtimes = RUNTIME_NAMES.split(options.runtimes, installed())
-    for name in runtimes:
-        require(name)
+    runtimes = open_runtimes(options.runtimes)
     target = open_target(options)
     check_runtimes(target, runtimes)
     kept = kept_names(options)

@@ -8,12 +8,11 @@ trail of what it tried and the reason for its choice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import (
-    RUNTIME_NAMES,
     CalibrationOptions,
     DataOptions,
     FolderOptions,
@@ -49,10 +48,14 @@ class Options(FolderOptions, ProofOptions, TargetOptions, CalibrationOptions, Da
     held_back_images: int = option(
         "images of the calibration split, other ones, to judge attempts on", 512, POSITIVE_COUNT
     )
+    benchmark: bool = option("measure latency too, beside the float file in the same runtime", False)
 
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     config = show_configuration("quantize", options)
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
@@ -65,27 +68,26 @@ def run(options: Options) -> None:
         load_graph,
         open_calibration,
         open_loader,
+        open_runtimes,
         open_target,
         saturation_notes,
         skipped_images,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import prove, tell
+    from repquant.cli.proof import chance_notes, choice, prove, tell
     from repquant.cli.quantizing import ImagesOf
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
-    from repquant.runtimes.available import installed, require
     from repquant.search import search
 
-    runtimes = RUNTIME_NAMES.split(options.runtimes, installed())
-    for name in runtimes:
-        require(name)
+    runtimes = open_runtimes(options.runtimes)
     target, kept = open_target(options), kept_names(options)
     check_runtimes(target, runtimes)
     output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         graph = load_graph(options, options.image_size)
+        options = _shared_out(options)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         is_labelled = has_validation(options.data)
@@ -114,6 +116,7 @@ def run(options: Options) -> None:
             folder,
             output,
             target,
+            benchmark=options.benchmark,
         )
         tried = zip(outcome.attempts, found.seconds, strict=True)
         record = Record(
@@ -152,15 +155,35 @@ def run(options: Options) -> None:
                 for index, ((candidate, score), spent) in enumerate(tried)
             ),
         )
+        record = replace(record, notes=record.notes + chance_notes(record, evaluation.classes))
         write_record(record, folder / "result.json")
     show(trail_table(record))
     tell(record)
+    say(choice(record))
     best_score = outcome.attempts[outcome.best][1]
     finish(
         headline(record)
         | {"max_drop": options.max_drop, "met": outcome.met, "expected_drop": round(best_score.drop, 6)}
         | {"chosen": chosen.name, "keep_float": list(chosen.keep_float), "reason": outcome.reason}
     )
+
+
+def _shared_out(options: Options) -> Options:
+    """Return the options, half of the images to calibrate and half to judge where the defaults ask for more."""
+    from repquant.data.datasets import open_split
+
+    asked = options.calibration_images, options.held_back_images
+    if asked != (Options.calibration_images, Options.held_back_images):
+        return options
+    available = len(open_split(options.calibration_data or options.data, "train"))
+    if available >= sum(asked) or available < 2:
+        return options
+    held_back = available // 2
+    say(
+        f"there are {available} images to calibrate on: {available - held_back} do, and {held_back} others judge, in "
+        f"place of {asked[0]} and {asked[1]}"
+    )
+    return replace(options, calibration_images=available - held_back, held_back_images=held_back)
 
 
 def _say_attempt(candidate: Candidate, score: Score, seconds: float) -> None:

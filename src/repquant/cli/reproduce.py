@@ -57,7 +57,7 @@ PTQ_ROWS: dict[str, dict[str, Any]] = {
 ROW_NAMES = Names(("ptq", "ptq-default", *QAT_ROWS))
 _THOUSANDTH = 1e-3
 _DIVERGED = "diverged.json"
-_OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers")
+_OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers", "benchmark")
 
 
 EXAMPLE = (
@@ -89,6 +89,9 @@ class Options(TargetOptions, CalibrationOptions, DataOptions, ModelOptions):
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.cli.inputs import identified
+
+    options = identified(options)
     config = show_configuration("reproduce", options)
     from repquant.atomic import replace_file
     from repquant.cli.outputs import output_folder

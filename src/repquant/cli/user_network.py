@@ -71,9 +71,11 @@ def _load(where: str, model: str) -> ModuleType:
 
 
 def _fill(network: nn.Module, path: Path) -> None:
-    from repquant.models.checkpoints import load_tensors
+    from repquant.models.checkpoints import load_tensors, without_prefixes
 
     tensors = load_tensors(path)
+    if not tensors.keys() & network.state_dict().keys():  # the network may have been a member of another one
+        tensors = without_prefixes(tensors, ("model.",))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

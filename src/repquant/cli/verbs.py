@@ -12,6 +12,7 @@ VERBS = {
     "export": "write an ONNX file, float or INT8, without measuring it",
     "check": "what a target would refuse in an ONNX file or run in float, and why",
     "engine": "build a TensorRT engine from an ONNX file, and tell what runs in integers",
+    "benchmark": "how fast ONNX files are on the runtimes, beside the float one, and where the time goes",
     "evaluate": "top-1, top-5 and throughput of a model on any runtime",
     "train": "train a network with its branches",
     "qat": "train on with rounding in the loop, and end as ptq does: for what quantization after training can't keep",

@@ -53,6 +53,8 @@ class Loader:
 
     Attributes:
         images: number of images asked for, unreadable ones included.
+        classes: their names by label; None for an unlabeled source.
+        transform: as it was given.
         skipped: name -> reason of the unreadable images met so far.
 
     Raises:
@@ -79,8 +81,9 @@ class Loader:
         if min(chosen) < 0 or max(chosen) >= len(source):
             raise InputError(f"indices {min(chosen)}..{max(chosen)} are outside 0..{len(source) - 1}")
         self.images = len(chosen)
+        self.classes = source.classes
+        self.transform = transform
         self.skipped: dict[str, str] = {}
-        self._transform = transform
         self._skip_unreadable = skip_unreadable
         self._batches = decode_ahead(_Slices(source, transform, chosen, batch_size), workers)
 
@@ -94,7 +97,7 @@ class Loader:
             names = decoded.note_failures(self.skipped, self._skip_unreadable)
             if len(decoded.pixels) > 0:
                 is_empty = False
-                yield Batch(self._transform.normalize(decoded.pixels), decoded.labels, names)
+                yield Batch(self.transform.normalize(decoded.pixels), decoded.labels, names)
         if is_empty:
             name, reason = next(iter(self.skipped.items()))
             raise InputError(

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -11,8 +12,10 @@ import torch
 from onnx import version_converter
 from torch import fx
 
+from repquant import __version__
 from repquant.atomic import replace_file
 from repquant.export.circular import unwrap_padding
+from repquant.export.file_facts import FileFacts
 from repquant.export.integer_graph import integer_graph
 from repquant.export.node_names import name_nodes
 from repquant.export.pooling import pad_before_average, pool_globally
@@ -35,6 +38,7 @@ def export_graph(
     *,
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
+    facts: FileFacts | None = None,
 ) -> int:
     """Write a captured network to `path` as ONNX, checked, and return its size in bytes.
 
@@ -48,6 +52,7 @@ def export_graph(
         target: of a simulated network; None for a float one.
         inputs: names of the inputs, in their order.
         outputs: names of the outputs, in their order.
+        facts: what the file says of itself, besides its target and the version of this package.
 
     Raises:
         InputError: the folder of `path` can't be written.
@@ -76,6 +81,8 @@ def export_graph(
     proto = share_quantizers(pad_before_average(unwrap_padding(proto)))
     if target and target.weights == "float" and target.weight.scale_type == "float32":
         proto = version_converter.convert_version(proto, OPSET_OF_TENSORRT_8)
+    facts = replace(facts or FileFacts(), target=target.name if target else None, version=__version__)
+    facts.write(proto)
     onnx.checker.check_model(proto, full_check=True)
     with replace_file(path) as temporary:
         onnx.save(proto, temporary)

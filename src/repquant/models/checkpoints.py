@@ -1,7 +1,7 @@
 """Read and write checkpoints. Only tensors are ever unpickled: a file can't make this process run anything."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from repquant.atomic import replace_file
 from repquant.errors import InputError, shortened
 from repquant.models.dialects import detect, detect_form, dialect_for, from_native, to_dialect
-from repquant.models.mismatch import differences, explain
+from repquant.models.mismatch import closest_architecture, differences, explain
 from repquant.models.network import RepVGG, build
 from repquant.models.safetensors_bytes import serialized
 from repquant.models.torch_file import load_torch_file
@@ -20,29 +20,40 @@ from repquant.models.torch_pickle import CodeError
 from repquant.models.zoo import get_spec
 from repquant.regular_files import require_regular
 
-_WRAPPERS = ("state_dict", "model")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Averaged weights first, where a file has both: they are what its training was evaluated with."""
+_PREFIXES = ("module.", "_orig_mod.")
+"""What distributed training and `torch.compile` put in front of all names."""
+_MEMBER = "model."
 
 
 def load_tensors(path: Path | str) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by key, on the CPU; those of any float type as float32.
 
-    A `.safetensors` file or one of `torch.save`, bare or wrapped in `state_dict` or `model`; the prefix `module.`
-    of distributed training is removed.
+    A `.safetensors` file or one of `torch.save`, bare or wrapped in `state_dict_ema`, `model_ema`, `state_dict` or
+    `model`; the prefixes `module.` of distributed training and `_orig_mod.` of `torch.compile` are removed.
 
     Raises:
         InputError: the file is missing, damaged or truncated, needs code to load (none of it runs), is not a
             mapping from names to tensors, is empty, or has NaN or infinite values.
     """
     path = Path(path)
-    tensors = _plain_tensors(_unwrap(_read(path)), path)
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    tensors = without_prefixes(_plain_tensors(_unwrap(_read(path)), path), _PREFIXES)
     _require_finite(tensors, path)
+    return tensors
+
+
+def without_prefixes(tensors: dict[str, Tensor], prefixes: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors without what all of their names begin with, as often and in whatever order it is there."""
+    while prefix := next((prefix for prefix in prefixes if all(key.startswith(prefix) for key in tensors)), ""):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors
 
 
 def load_model(path: Path | str, arch: str, num_classes: int) -> RepVGG:
     """Return the network of a checkpoint in evaluation mode, in the form that the file has.
+
+    The network may have been the member `model` of another one.
 
     Args:
         path: a checkpoint as `load_tensors` reads it, in any dialect of `repquant.models.dialects`.
@@ -55,7 +66,7 @@ def load_model(path: Path | str, arch: str, num_classes: int) -> RepVGG:
             architecture.
     """
     spec = get_spec(arch)
-    tensors = load_tensors(path)
+    tensors = without_prefixes(load_tensors(path), (*_PREFIXES, _MEMBER))
     try:
         dialect = detect(tensors)
     except InputError as error:
@@ -73,6 +84,28 @@ def load_model(path: Path | str, arch: str, num_classes: int) -> RepVGG:
     state = {name: tensors.get(from_native(name, dialect) or name, counter) for name in model.state_dict()}
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def identify(path: Path | str) -> tuple[str, int]:
+    """Return the architecture of the zoo, and the number of classes, that a checkpoint is of.
+
+    Of architectures that are the same in deploy form, it is the RepVGG.
+
+    Raises:
+        InputError: as `load_tensors`; or the file is of no architecture of the zoo.
+    """
+    tensors = without_prefixes(load_tensors(path), (*_PREFIXES, _MEMBER))
+    try:
+        found = closest_architecture(tensors, detect(tensors))
+    except InputError as error:
+        raise InputError(f"weights {path}: {error}") from error
+    if found.fitting < found.total or found.num_classes is None:
+        raise InputError(
+            f"weights {path} are of no architecture of the zoo: the closest is {found.arch}, which fits "
+            f"{found.fitting} of {found.total} keys. Give --arch and --num-classes to see which keys differ, or "
+            "--model for a network of your own"
+        )
+    return found.arch, found.num_classes
 
 
 def save_model(model: RepVGG, path: Path | str, dialect: str = "official") -> None:
@@ -139,10 +172,11 @@ def _read(path: Path) -> Any:
 
 
 def _unwrap(content: Any) -> Any:
-    if isinstance(content, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(content.get(wrapper), Mapping):
-                return content[wrapper]
+    while isinstance(content, Mapping):
+        wrapper = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if wrapper is None:
+            break
+        content = content[wrapper]
     return content
 
 

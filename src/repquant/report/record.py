@@ -28,6 +28,9 @@ _HEADLINE_KEYS = (
     "max_logit_steps",
     "seconds",
     "images_per_second",
+    "latency_ms",
+    "latency_ratio",
+    "latency_ratio_ci95",
     "file_bytes",
     "model",
 )

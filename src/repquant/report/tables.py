@@ -35,6 +35,11 @@ def screen_table(record: Record, columns: Sequence[Column]) -> Table:
     return table
 
 
+def comparison(record: Record) -> Sequence[Column]:
+    """Return the columns that compare the models of a record, with latency where it was measured."""
+    return LATENCY if any(row.latency_ms is not None for row in record.rows) else COMPARISON
+
+
 def trail_table(record: Record) -> Table:
     """Return what a search tried as a table for a terminal."""
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
@@ -121,6 +126,13 @@ COMPARISON = (
     _SIZE,
 )
 """What quantization cost: accuracy against the float model, and parity with the simulation."""
+
+LATENCY = (
+    *(column for column in COMPARISON if column not in (_TIME, _SIZE)),
+    Column("latency\nms", lambda row: _number(row.latency_ms, 2)),
+    Column("times\nfloat's", lambda row: _number(row.latency_ratio, 2)),
+)
+"""The same with the latency of one image, and without the time over all of them."""
 
 ACCURACY = (
     _TOP1,

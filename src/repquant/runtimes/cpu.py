@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _VNNI = ("avx512_vnni", "avx_vnni")
+_AMX = ("amx_int8",)
 _X86 = ("x86_64", "amd64", "i386", "i686")
 _ARM = ("arm64", "aarch64")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -59,6 +60,12 @@ def vnni_flags(cpuinfo: str) -> tuple[str, ...]:
     """Return the flags of int8 dot-product instructions in the text of /proc/cpuinfo."""
     flags = cpu_flags(cpuinfo)
     return tuple(flag for flag in _VNNI if flag in flags)
+
+
+def int8_flags(cpuinfo: str) -> tuple[str, ...]:
+    """Return the flags of all int8 instructions, those for tiles included, in the text of /proc/cpuinfo."""
+    flags = cpu_flags(cpuinfo)
+    return tuple(flag for flag in (*_VNNI, *_AMX) if flag in flags)
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:

@@ -1,10 +1,12 @@
 """What every engine looks like to the layers above."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from repquant.runtimes.layer_time import LayerTime
 
 Array = NDArray[np.float32]
 
@@ -42,4 +44,13 @@ class FileRuntime(Runtime, Protocol):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names, in the order of the result."""
+        ...
+
+
+@runtime_checkable
+class ProfiledRuntime(Protocol):
+    """An engine that tells where its time goes."""
+
+    def profile(self, *inputs: Array, runs: int = 10) -> tuple[LayerTime, ...]:
+        """Return how long each operator takes, in their order."""
         ...

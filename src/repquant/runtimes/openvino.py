@@ -1,6 +1,6 @@
 """OpenVINO on the CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from repquant.runtimes.executed import Executed
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
 from repquant.runtimes.interface import Array
+from repquant.runtimes.layer_time import INT8, OTHER, REFORMAT, LayerTime, median_times
 from repquant.runtimes.model_file import (
     as_outputs,
     cannot_load,
@@ -23,6 +24,9 @@ from repquant.runtimes.model_file import (
     require_file,
 )
 from repquant.runtimes.unsigned_activations import unsigned_activations
+from repquant.targets.openvino import MOVING
+
+_PRECISIONS = {"i8": INT8, "u8": INT8, "f32": "FP32", "fp32": "FP32", "f16": "FP16", "fp16": "FP16", "bf16": "BF16"}
 
 
 class OpenVinoRuntime:
@@ -51,7 +55,7 @@ class OpenVinoRuntime:
 
         self.version: str = openvino.__version__.split("-")[0]  # without the build number
         self._path = require_file(path)
-        config: dict[str, str | int] = {
+        self._config: dict[str, Any] = {
             # What is not int8 must be float32. On CPUs with AVX-512 bf16 or AMX the plugin otherwise runs it in
             # bfloat16: on a small Q/DQ network that moved the logits by up to one int8 step (2.4e-2 of 2.6, and
             # 1.5e-6 with this hint); a float model loses its last 16 bits throughout.
@@ -60,15 +64,8 @@ class OpenVinoRuntime:
             "PERFORMANCE_HINT": "LATENCY",
         }
         if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        try:
-            equal = unsigned_activations(unsigned_after_relu(widen_half(onnx.load(path))))
-            content: bytes = pad_before_average(equal).SerializeToString()
-            core = openvino.Core()
-            model = core.compile_model(core.read_model(content), "CPU", config)
-        except Exception as error:  # of the ONNX parser, too
-            raise cannot_load(path, "OpenVINO", error) from error
-        self._model = model
+            self._config["INFERENCE_NUM_THREADS"] = threads
+        self._model = model = self._compile()
         for port in model.inputs:
             check_type(path, port.get_element_type().get_type_name(), "f32")
         self._request = model.create_infer_request()
@@ -104,6 +101,28 @@ class OpenVinoRuntime:
             raise cannot_run(self._path, "OpenVINO", error) from error
         return {name: np.asarray(results[index]) for index, name in enumerate(self.outputs)}
 
+    def profile(self, *inputs: Array, runs: int = 10) -> tuple[LayerTime, ...]:
+        """Return how long each operator takes, in their order, in a model of its own."""
+        request = self._compile(PERF_COUNT=True).create_infer_request()
+        measured = []
+        for _ in range(1 + runs):
+            request.infer(list(inputs), share_inputs=True)
+            measured.append(layer_times(request.get_profiling_info()))
+        timed = median_times(measured[1:])  # the first run finds its memory
+        return tuple(layer for layer in timed if layer.milliseconds)  # others are fused into these, or constant
+
+    def _compile(self, **more: Any) -> Any:
+        """Return the model for the file; `more` is added to its configuration."""
+        import openvino
+
+        try:
+            equal = unsigned_activations(unsigned_after_relu(widen_half(onnx.load(self._path))))
+            content: bytes = pad_before_average(equal).SerializeToString()
+            core = openvino.Core()
+            return core.compile_model(core.read_model(content), "CPU", self._config | more)
+        except Exception as error:  # of the ONNX parser, too
+            raise cannot_load(self._path, "OpenVINO", error) from error
+
     def executed(self) -> tuple[Executed, ...]:
         """Return the operators that the engine runs for this file, in their order."""
         return tuple(
@@ -114,3 +133,21 @@ class OpenVinoRuntime:
             )
             for node in self._model.get_runtime_model().get_ops()
         )
+
+
+def layer_times(infos: Iterable[Any]) -> list[LayerTime]:
+    """Return the operators that a request's profiler tells of; those that take no time of their own have none."""
+    return [
+        LayerTime(
+            name=info.node_name,
+            kind=f"{info.node_type} {info.exec_type}",
+            precision=REFORMAT if info.node_type in MOVING else _precision(info.exec_type),
+            milliseconds=info.real_time.total_seconds() * 1000,
+        )
+        for info in infos
+    ]
+
+
+def _precision(kernel: str) -> str:
+    """Return what a kernel computes in, which its name ends with."""
+    return _PRECISIONS.get(kernel.rpartition("_")[2].lower(), OTHER)

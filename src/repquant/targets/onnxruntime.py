@@ -38,12 +38,13 @@ RULES = (LOADS, INTEGER_OPERATOR, SATURATION)
 _ERRORS_ONLY = 4
 _INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QAttention")
 # fmt: off
-_MOVING = frozenset({
+MOVING = frozenset({
     "Cast", "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Pad", "ReorderInput",
     "ReorderOutput", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", DEQUANTIZE,
     QUANTIZE,
 })
 # fmt: on
+"""Operators that compute nothing: they move values, or change their type."""
 
 
 def find(graph: OnnxGraph, *, has_exact_products: bool) -> list[Finding]:
@@ -66,7 +67,7 @@ def find(graph: OnnxGraph, *, has_exact_products: bool) -> list[Finding]:
 
 
 def _is_integer(node: NodeProto) -> bool:
-    return node.op_type.startswith("QLinear") or node.op_type in _INTEGER or node.op_type in _MOVING
+    return node.op_type.startswith("QLinear") or node.op_type in _INTEGER or node.op_type in MOVING
 
 
 def _optimized(model: onnx.ModelProto) -> onnx.ModelProto:

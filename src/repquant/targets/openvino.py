@@ -34,11 +34,12 @@ RULES = (LOADS, INTEGER_OPERATOR, SATURATION)
 
 _INTEGERS = ("i8", "u8", "i4", "u4", "u1")
 # fmt: off
-_MOVING = frozenset({
+MOVING = frozenset({
     "Broadcast", "Concatenation", "Const", "Convert", "FakeQuantize", "Gather", "Input", "Output", "Pad", "Reorder",
     "Reshape", "ShapeOf", "Split", "StridedSlice", "Tile", "Transpose",
 })
 # fmt: on
+"""Operators that compute nothing: they move values, or change their type."""
 
 
 def find(graph: OnnxGraph, *, has_exact_products: bool) -> list[Finding]:
@@ -55,7 +56,7 @@ def find(graph: OnnxGraph, *, has_exact_products: bool) -> list[Finding]:
     found = [
         Finding(rule=INTEGER_OPERATOR, node=name, detail=f"it runs as {kind} in {precision}")
         for name, kind, precision in operators
-        if kind not in _MOVING and precision not in _INTEGERS
+        if kind not in MOVING and precision not in _INTEGERS
     ]
     return found + saturating(SATURATION, graph.model, has_exact_products=has_exact_products)
 
