@@ -14,6 +14,8 @@ from repquant.errors import given
         (f"{given('output', 'a`b')} was given", "--output a`b was given"),
         ("lower `accumulation_steps` or pass `sync_bn=True`", "lower --accumulation-steps or pass --sync-bn"),
         ("pass `custom_l2=False`", "pass --custom-l2 false"),
+        ("keep it in float (`keep_float=('stem',)`)", "keep it in float (--keep-float stem)"),
+        ("with `fast_int8_dot=True`", "with --vnni yes"),
         ("lower `workspace_mib`; write it with `stored_weights='float'`", "lower --workspace; write it with "
         "--tensorrt-weights float"),
         ("the method is `plain`, and `example` is no option", "the method is `plain`, and `example` is no option"),

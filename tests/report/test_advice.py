@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from sensitivities import divergence, layer, measured
 
+from repquant.cli.flags import with_flags
 from repquant.methods.ptq import PtqMethod
 from repquant.report.advice import advice
 from repquant.targets.target import resolve_target
@@ -16,7 +17,8 @@ HALF = 5e-3
 
 
 def sentence_for(found, method=UNTREATED, calibrator="mse", target=OPENVINO):
-    sentence = advice(found, method, calibrator, target)
+    """The advice as the command line shows it."""
+    sentence = with_flags(advice(found, method, calibrator, target))
     assert sentence.endswith(".")
     assert ". " not in sentence
     return sentence

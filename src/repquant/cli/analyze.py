@@ -14,6 +14,7 @@ from typing import Literal
 
 from repquant.choices import Calibrator, Equalization, Rounding
 from repquant.cli.console import finish, progress, say, show, show_configuration
+from repquant.cli.flags import with_flags
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
@@ -115,7 +116,7 @@ def run(options: Options) -> None:
             ),
             seconds=perf_counter() - started,
             sensitivity=sensitivity,
-            advice=advice(sensitivity, done, options.calibrator, target),
+            advice=with_flags(advice(sensitivity, done, options.calibrator, target)),
             notes=(
                 *remarks(sensitivity),
                 *([target.note] if target.note else []),

@@ -4,6 +4,7 @@ import re
 from ast import literal_eval
 from dataclasses import fields
 from functools import cache
+from typing import get_type_hints
 
 from repquant.cli.verbs import VERBS, module_of
 
@@ -25,22 +26,34 @@ def with_flags(message: str) -> str:
 
 def _typed(argument: re.Match[str]) -> str:
     name, value = argument.groups()
-    flag = _flags().get(name)
-    if flag is None:
+    if name not in _options():
         return argument[0]
-    return flag if value in (None, "True") else f"{flag} {_plain(value)}"
+    option, is_switch = _options()[name]
+    flag = flag_of(option)
+    return flag if value is None or (is_switch and value == "True") else f"{flag} {_plain(value, is_switch)}"
 
 
-def _plain(value: str) -> str:
+def _plain(value: str, is_switch: bool) -> str:
+    """Return a value of Python as a person types it."""
+    if value in ("True", "False"):
+        return value.lower() if is_switch else {"True": "yes", "False": "no"}[value]
     try:
         constant = literal_eval(value)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError):  # of NaN
         return value
-    return constant if isinstance(constant, str) else value.lower() if isinstance(constant, bool) else value
+    if isinstance(constant, tuple):
+        return ",".join(map(str, constant))
+    return constant if isinstance(constant, str) else value
 
 
 @cache
-def _flags() -> dict[str, str]:
-    """Return the flag of every argument: of options, and of what the library calls otherwise."""
-    options = [field for verb in VERBS for field in fields(module_of(verb).Options)]
-    return {name: flag_of(each.name) for each in options for name in (each.name, each.metadata.get("argument")) if name}
+def _options() -> dict[str, tuple[str, bool]]:
+    """Return, of every argument, the option and whether that is a switch: of what the library calls otherwise, too."""
+    found = {}
+    for options in (module_of(verb).Options for verb in VERBS):
+        hints = get_type_hints(options)
+        for field in fields(options):
+            for name in (field.name, field.metadata.get("argument")):
+                if name and (name == field.name or name not in found):
+                    found[name] = field.name, hints[field.name] is bool
+    return found

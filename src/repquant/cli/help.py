@@ -28,12 +28,12 @@ class HelpFormatter(DefaultHelpFormatter):
         )
 
     def _get_help_string(self, action: Any) -> str:
-        text: str = action.help or ""
-        return text
+        return "" if action.help is None else str(action.help)
 
 
 def explained(field: Field) -> str:
     """Return the help of an option, with its range and default."""
+    text: str = field.metadata["help"]
     allowed = field.metadata.get("allowed")
     details = []
     if isinstance(allowed, Names) or (isinstance(allowed, Numbers) and allowed.most < _WORTH_SAYING):
@@ -42,7 +42,7 @@ def explained(field: Field) -> str:
         details.append("required")
     elif field.default is not False and field.default != "":
         details.append(f"default: {_typed(field.default)}")
-    return field.metadata["help"] + (f" ({'; '.join(details)})" if details else "")
+    return text + (f" ({'; '.join(details)})" if details else "")
 
 
 def metavar(hint: Any, field: Field) -> str:

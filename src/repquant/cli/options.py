@@ -159,7 +159,7 @@ class TargetOptions:
         "float32",
         argument="scale_type",
     )
-    vnni: Vnni = option("whether the CPU that serves has VNNI; auto: as this one", "auto")
+    vnni: Vnni = option("whether the CPU that serves has VNNI; auto: as this one", "auto", argument="fast_int8_dot")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,12 +37,16 @@ def advice(sensitivity: Sensitivity, method: PtqMethod, calibrator: str, target:
     part = 0.0 if culprit is None else recovered_share(sensitivity, culprit)
     if culprit is not None and part >= MOST and not (from_weights and culprit.name in diagonal and cures):
         name = culprit.name
-        return f"Layer {name} alone causes {100 * part:.0f} % of the KL: keep it in float (--keep-float {name})."
+        return f"Layer {name} alone causes {100 * part:.0f} % of the KL: keep it in float ({_keep_float(name)})."
     cures += _more_bits(target, from_weights)
     if culprit is not None and part > 0:
-        cures.append(f"keep {culprit.name} in float, which takes {100 * part:.0f} % away (--keep-float {culprit.name})")
+        cures.append(f"keep {culprit.name} in float, which takes {100 * part:.0f} % away ({_keep_float(culprit.name)})")
     cures.append("train with the rounding in the loop (repquant qat)")
     return f"{_finding(share, diagonal)}: {' or '.join(islice(cures, _CURES))}."
+
+
+def _keep_float(name: str) -> str:
+    return f"`keep_float={(name,)}`"
 
 
 def _finding(weights: float | None, diagonal: tuple[str, ...]) -> str:
@@ -64,17 +68,17 @@ def _for_weights(method: PtqMethod, target: Target, diagonal: tuple[str, ...]) -
     scaled, rounded = method.equalization == "noise", method.rounding != "nearest"
     if not scaled and not rounded:
         yield (
-            "scale the channels and round with error feedback (--equalization noise --rounding feedback, as ptq does "
-            "by default)"
+            "scale the channels and round with error feedback (`equalization='noise'` `rounding='feedback'`, which are "
+            "the defaults)"
         )
     elif not scaled:
-        yield "scale the channels (--equalization noise)"
+        yield "scale the channels (`equalization='noise'`)"
     elif not rounded:
-        yield "round with error feedback (--rounding feedback)"
+        yield "round with error feedback (`rounding='feedback'`)"
     if diagonal and method.identity == "fused" and _gains_from_residual(target):
-        yield "set the identity apart (--identity residual)"
+        yield "set the identity apart (`identity='residual'`)"
     if method.rounding != "learned":
-        yield "learn the rounding, in minutes (--rounding learned)"
+        yield "learn the rounding, in minutes (`rounding='learned'`)"
 
 
 def _gains_from_residual(target: Target) -> bool:
@@ -89,21 +93,21 @@ def _gains_from_residual(target: Target) -> bool:
 def _for_activations(method: PtqMethod, calibrator: str) -> Iterator[str]:
     """Give what lowers the error of activations, from cheap to dear, as far as it is not done yet."""
     if method.equalization != "noise":
-        yield "scale the channels (--equalization noise)"
+        yield "scale the channels (`equalization='noise'`)"
     if calibrator == "max":
-        yield "use a calibrator that clips outliers (--calibrator mse)"
+        yield "use a calibrator that clips outliers (`calibrator='mse'`)"
     elif calibrator == "mse":
-        yield "compare the calibrators (ptq --calibrator all)"
+        yield "compare the calibrators (`calibrator='all'`)"
     if method.rounding != "learned":
-        yield "learn the rounding for the inputs as they are quantized, in minutes (--rounding learned)"
+        yield "learn the rounding for the inputs as they are quantized, in minutes (`rounding='learned'`)"
 
 
 def _more_bits(target: Target, from_weights: bool) -> Iterator[str]:
     if from_weights:
         if target.weight.channel_axis is None:
-            yield "give each channel a scale, if the hardware can (without --per-tensor-weights)"
+            yield "give each channel a scale, if the hardware can (without `per_tensor_weights`)"
         if target.weight.bits < 8:
-            where = "" if target.name == "tensorrt" else " --vnni yes, on a CPU that has it"
-            yield f"use more bits for the weights (--weight-bits 8{where})"
+            where = "" if target.name == "tensorrt" else " `fast_int8_dot=True`, on a CPU that has it"
+            yield f"use more bits for the weights (`weight_bits=8`{where})"
     elif target.activation.bits < 8:
-        yield "use more bits for the activations (--activation-bits 8)"
+        yield "use more bits for the activations (`activation_bits=8`)"

@@ -86,7 +86,7 @@ class _Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(_Optimization, _Images):
-    """Training, in all its settings; the defaults are those of the official 120 epochs on ImageNet, with label smoothing.
+    """Training, in all its settings; the defaults: the official 120 epochs on ImageNet, with label smoothing.
 
     That is SGD with momentum, a cosine from the learning rate to 0 over all steps, no weight decay on biases and batch
     normalization (Ding et al., CVPR 2021, section 4.1, and the code at DingXiaoH/RepVGG). The authors smooth labels in
