@@ -23,6 +23,7 @@ from repquant.methods.reconstruct import ReconstructionOptions, check_checkpoint
 from repquant.methods.rounded import Rounded
 from repquant.methods.weight_grids import WEIGHT_RANGES, WeightRanges, find_weight_grids
 from repquant.numerics.equalization import Shortcut
+from repquant.simulation.network import simulate
 from repquant.targets.target import Target
 
 Identity = Literal["fused"] | ShortcutKind
@@ -125,7 +126,8 @@ def round_graph(
     """
     nearest = _to_nearest(graph, plan, method)
     if method.rounding == "nearest":
-        corrected = correct_biases(graph, nearest.simulated(), batches, on_progress)
+        sums = simulate(nearest.graph, nearest.plan, ends=False)
+        corrected = correct_biases(graph, sums, batches, on_progress)
         return _to_nearest(corrected, plan, method)
     kept = list(batches)
     if not kept:
