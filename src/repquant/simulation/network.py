@@ -25,7 +25,7 @@ def simulate(graph: fx.GraphModule, plan: Plan, *, ends: bool = True) -> fx.Grap
         graph: from `capture`; it is not changed.
         plan: for this network.
         ends: layers end on the grid that reads them, where it is one, as in a runtime. Without, they give their sums,
-            for who looks at these.
+            as methods want them that look at layers or choose their integers.
 
     Raises:
         InputError: a bias that does not fit 32 bits.
