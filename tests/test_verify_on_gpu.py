@@ -5,9 +5,12 @@ import io
 import runpy
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fake_tensorrt import FakeTensorRT
 from repquant.cli.main import main
@@ -34,15 +37,25 @@ def script(monkeypatch):
     return names
 
 
+@pytest.fixture
+def data(tmp_path):
+    """Ten classes, two training images and one validation image each."""
+    generator = np.random.default_rng(0)
+    for split, name, index in [*product(["train"], range(10), range(2)), *product(["val"], range(10), [0])]:
+        path = tmp_path / "data" / split / str(name) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    return tmp_path / "data"
+
+
 @pytest.mark.slow
-def test_the_page_holds_every_way_with_its_parity(script, tmp_path, monkeypatch):
+def test_the_page_holds_every_way_with_its_parity(script, data, tmp_path, monkeypatch):
     options = ["--arch", "RepVGG-tiny", "--num-classes", "10", "--image-size", "32", "--crop-ratio", "1.0"]
     options += ["--calibration-images", "16", "--rounding", "nearest", "--weight-bits", "7"]
     output = tmp_path / "tensorrt.md"
-    monkeypatch.setattr(
-        sys, "argv", ["verify", "builtin", "builtin", "--runs", str(tmp_path), "--output", str(output), *options]
-    )
-    script["main"]()
+    arguments = [str(data), "builtin", "--runs", str(tmp_path / "runs"), "--output", str(output), *options]
+    monkeypatch.setattr(sys, "argv", ["verify", *arguments])
+    assert script["main"]() == 0  # parity is as it has to be
     page = output.read_text()
     for way in script["WAYS"]:
         assert f"## {way}" in page

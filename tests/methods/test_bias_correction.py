@@ -31,7 +31,7 @@ def test_a_single_layer_gets_its_float_mean(plan):
     images = torch.rand(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     graph = capture(layer, images)
     whole = plan(graph, [images], resolve_target("onnxruntime"))
-    corrected = correct_biases(graph, simulate(graph, whole), [images])
+    corrected = correct_biases(graph, simulate(graph, whole, ends=False), [images])
     lost = 0.004 * images[:, 1].mean()
     assert corrected.get_submodule("0").bias.item() == pytest.approx(lost.item(), rel=0.2)
     with torch.no_grad():
@@ -41,8 +41,8 @@ def test_a_single_layer_gets_its_float_mean(plan):
 def test_every_layer_gets_its_float_mean(mixed, images, plan):
     """Convolutions of all kinds, a transposed one, and linear layers of tokens."""
     whole = plan(mixed, [images], resolve_target("openvino", weight_bits=3))
-    nearest = simulate(mixed, whole)
-    corrected = simulate(correct_biases(mixed, nearest, [images]), whole)
+    nearest = simulate(mixed, whole, ends=False)
+    corrected = simulate(correct_biases(mixed, nearest, [images]), whole, ends=False)
     names = [name for name in layer_nodes(mixed) if name != "stem" and not name.startswith("gate")]
     expected, before, after = (channel_means(graph, images, names) for graph in (mixed, nearest, corrected))
     for name in names:
@@ -54,7 +54,7 @@ def test_batches_count_by_their_images(mixed, images, plan):
     whole = plan(mixed, [images], resolve_target("openvino", weight_bits=4))
     counted = []
     one, several = (
-        correct_biases(mixed, simulate(mixed, whole), batches, counted.append)
+        correct_biases(mixed, simulate(mixed, whole, ends=False), batches, counted.append)
         for batches in ([images[:4], images[:4]], [images[:4]])
     )
     assert counted == [4, 4, 4]
@@ -64,7 +64,7 @@ def test_batches_count_by_their_images(mixed, images, plan):
 
 def test_nothing_given_is_changed_and_layers_without_bias_stay(mixed, images, plan):
     before = {name: value.clone() for name, value in mixed.state_dict().items()}
-    simulated = simulate(mixed, plan(mixed, [images], resolve_target("tensorrt")))
+    simulated = simulate(mixed, plan(mixed, [images], resolve_target("tensorrt")), ends=False)
     corrected = correct_biases(mixed, simulated, [images])
     assert all(torch.equal(before[name], value) for name, value in mixed.state_dict().items())
     assert corrected.get_submodule("stem").bias is None
@@ -72,6 +72,6 @@ def test_nothing_given_is_changed_and_layers_without_bias_stay(mixed, images, pl
 
 
 def test_without_images_biases_stay(mixed, images, plan):
-    simulated = simulate(mixed, plan(mixed, [images], resolve_target("tensorrt")))
+    simulated = simulate(mixed, plan(mixed, [images], resolve_target("tensorrt")), ends=False)
     corrected = correct_biases(mixed, simulated, [])
     assert all(torch.equal(corrected.state_dict()[name], value) for name, value in mixed.state_dict().items())

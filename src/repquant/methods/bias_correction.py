@@ -32,7 +32,7 @@ def correct_biases(
 
     Args:
         graph: from `capture`; it is not changed.
-        simulated: the same network after `simulate`.
+        simulated: the same network after `simulate` with `ends=False`.
         batches: see `graph.run.inputs_of`; one at a time is in memory.
         on_batch: called with the number of images after each batch.
 

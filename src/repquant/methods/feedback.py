@@ -61,7 +61,7 @@ def round_weights(
         InputError: no batch came, or one does not fit the network.
     """
     kept = list(batches)
-    simulated = simulate(graph, plan)
+    simulated = simulate(graph, plan, ends=False)
     layers = quantized_layers(simulated)
     samples = _sample_outputs(graph, plan, kept, patches)
     rounded = copy_graph(graph)

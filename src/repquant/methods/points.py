@@ -14,7 +14,7 @@ from repquant.methods.rounded import Rounded
 from repquant.methods.sampling import Convolution, TransposedConvolution
 from repquant.simulation.integers import IntegerParameters
 from repquant.simulation.layers import FakeQuantize, QuantizedLayer, QuantizedMatmul
-from repquant.simulation.network import quantized_layers
+from repquant.simulation.network import integer_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def find_points(graph: fx.GraphModule, rounded: Rounded) -> tuple[Point, ...]:
         graph: from `capture`.
         rounded: the same network, rounded.
     """
-    layers = quantized_layers(rounded.simulated())
+    layers = integer_layers(rounded.graph, rounded.plan)
     by_node = {node.name: name for name, node in layer_nodes(graph).items() if name in layers}
     points = []
     for node in graph.graph.nodes:

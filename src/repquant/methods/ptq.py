@@ -21,6 +21,7 @@ from repquant.methods.method import PtqMethod
 from repquant.methods.reconstruct import check_checkpoint, reconstruct
 from repquant.methods.rounded import Rounded
 from repquant.methods.weight_grids import find_weight_grids
+from repquant.simulation.network import simulate
 from repquant.targets.target import Target
 
 
@@ -79,7 +80,8 @@ def round_graph(
     """
     nearest = _to_nearest(graph, plan, method)
     if method.rounding == "nearest":
-        corrected = correct_biases(graph, nearest.simulated(), batches, on_progress)
+        sums = simulate(nearest.graph, nearest.plan, ends=False)
+        corrected = correct_biases(graph, sums, batches, on_progress)
         return _to_nearest(corrected, plan, method)
     kept = list(batches)
     if not kept:

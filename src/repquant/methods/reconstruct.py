@@ -73,7 +73,7 @@ def reconstruct(
     images = sum(batch_size(graph, batch) for batch in kept)
     if images == 0:
         raise InputError("there are no calibration images; give at least one batch")
-    simulated = simulate(graph, plan)
+    simulated = simulate(graph, plan, ends=False)
     layers = quantized_layers(simulated)
     if options.affine and plan.target.weight.channel_axis is None:
         raise InputError(
