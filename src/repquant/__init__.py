@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repquant.analyze import analyze as analyze
     from repquant.check import check as check
+    from repquant.finish_qat import finish_qat as finish_qat
     from repquant.load import load as load
     from repquant.methods.ptq import PtqMethod as PtqMethod
+    from repquant.prepare_qat import QatOptions as QatOptions
+    from repquant.prepare_qat import prepare_qat as prepare_qat
     from repquant.prove import Proof as Proof
     from repquant.prove import prove as prove
     from repquant.quantize import Quantized as Quantized
@@ -29,11 +32,14 @@ _HOMES = {
     "Found": "repquant.search",
     "Proof": "repquant.prove",
     "PtqMethod": "repquant.methods.ptq",
+    "QatOptions": "repquant.prepare_qat",
     "Quantized": "repquant.quantize",
     "Target": "repquant.targets.target",
     "analyze": "repquant.analyze",
     "check": "repquant.check",
+    "finish_qat": "repquant.finish_qat",
     "load": "repquant.load",
+    "prepare_qat": "repquant.prepare_qat",
     "prove": "repquant.prove",
     "quantize": "repquant.quantize",
     "reparameterize": "repquant.reparameterize",
