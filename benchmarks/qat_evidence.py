@@ -37,7 +37,7 @@ from repquant.models.reparam import reparameterize
 from repquant.models.zoo import builtin_weights
 from repquant.numerics.distance import softmax_kl
 from repquant.qat.kernels import KernelSource
-from repquant.qat.network import finish_qat, prepare_qat, trained_graph
+from repquant.qat.network import make_trainable, trained_graph, trained_integers
 from repquant.report.rows import measured_row
 from repquant.repvgg.branches import absorb, scale_branches, training_blocks
 from repquant.repvgg.insert_bn import NormalizedConv2d, insert_bn, measure_outputs
@@ -185,7 +185,7 @@ class Bench:
 
     def validate(self, network: fx.GraphModule, start: QatStart) -> dict[str, Any]:
         """Return how the integers do on the validation split."""
-        finished = finish_qat(network, start.graph, start.plan).simulated()
+        finished = trained_integers(network, start.graph, start.plan).simulated()
         engines = {"float": PyTorchRuntime(self.teacher), "trained": PyTorchRuntime(finished)}
         validation = Loader(open_split(self.arguments.data, "val"), self.transform, 100)
         evaluation = evaluate(engines, validation, compare=[("trained", "float")])
@@ -224,7 +224,7 @@ def measure(bench: Bench, condition: Condition) -> dict[str, Any]:
     start = replace(bench.start(condition.bits), sources=copy.deepcopy(sources))
     # Inserted statistics move the kernels from step to step, and fixed scales would clip them.
     scales = "max" if condition.method == INSERTED else "fixed"
-    network = prepare_qat(start.graph, start.plan, sources=start.sources, weight_scales=scales)
+    network = make_trainable(start.graph, start.plan, sources=start.sources, weight_scales=scales)
     recipe = recipe_of(condition, arguments)
     task = RepVGGQatTask(network, recipe, captured(bench.teacher))
     optimizer = make_optimizer(task.parameter_groups(), recipe)

@@ -42,7 +42,7 @@ from repquant.data.transforms import EvalTransform
 from repquant.methods.ptq import PtqMethod
 from repquant.models.network import RepVGG, build
 from repquant.models.reparam import reparameterize
-from repquant.qat.network import prepare_qat
+from repquant.qat.network import make_trainable
 from repquant.repvgg.qat_recipe import RepVGGQatRecipe
 from repquant.repvgg.qat_start import StartOptions, captured, start_qat
 from repquant.repvgg.qat_task import RepVGGQatTask
@@ -226,7 +226,7 @@ def product_step(arguments: argparse.Namespace, name: str) -> Callable[[], None]
         nothing_else = PtqMethod(equalization="none", rounding="nearest")
         options = StartOptions(method=method, ptq=nothing_else, calibrator="max")
         start = start_qat(model, options, target, lambda: [images.batch().images], lambda: [])
-        training = prepare_qat(start.graph, start.plan, sources=start.sources)
+        training = make_trainable(start.graph, start.plan, sources=start.sources)
         stepper = Stepper(RepVGGQatTask(training, recipe, captured(deploy)), recipe, CPU, ONE)
     meter = Meter(CPU)
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from repquant.benchmark import Benchmark as Benchmark
     from repquant.benchmark import benchmark as benchmark
     from repquant.check import check as check
+    from repquant.finish_qat import finish_qat as finish_qat
     from repquant.load import load as load
     from repquant.methods.method import PtqMethod as PtqMethod
+    from repquant.prepare_qat import QatOptions as QatOptions
+    from repquant.prepare_qat import prepare_qat as prepare_qat
     from repquant.prove import Proof as Proof
     from repquant.prove import prove as prove
     from repquant.quantize import Quantized as Quantized
@@ -32,12 +35,15 @@ _HOMES = {
     "Found": "repquant.search",
     "Proof": "repquant.prove",
     "PtqMethod": "repquant.methods.method",
+    "QatOptions": "repquant.prepare_qat",
     "Quantized": "repquant.quantize",
     "Target": "repquant.targets.target",
     "analyze": "repquant.analyze",
     "benchmark": "repquant.benchmark",
     "check": "repquant.check",
+    "finish_qat": "repquant.finish_qat",
     "load": "repquant.load",
+    "prepare_qat": "repquant.prepare_qat",
     "prove": "repquant.prove",
     "quantize": "repquant.quantize",
     "reparameterize": "repquant.reparameterize",

@@ -6,7 +6,7 @@ from repquant.graph.capture import capture
 from repquant.qat.distillation import output_loss
 from repquant.qat.kernels import KernelSource
 from repquant.qat.layer import QatLayer
-from repquant.qat.network import activation_quantizers, finish_qat, prepare_qat, qat_layers, trained_graph
+from repquant.qat.network import activation_quantizers, make_trainable, qat_layers, trained_graph, trained_integers
 from repquant.qat.quantizers import WEIGHT_SCALES, ActivationQuantizer
 from repquant.simulation.network import quantized_layers, simulate
 from repquant.targets.target import resolve_target
@@ -31,7 +31,7 @@ def train(network, graph, images, steps=2, rate=3e-3):
 @pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
 def test_training_begins_with_what_is_simulated(mixed, images, plan_of, name):
     plan = plan_of(mixed, resolve_target(name))
-    network = prepare_qat(mixed, plan).eval()
+    network = make_trainable(mixed, plan).eval()
     assert qat_layers(network).keys() == LAYERS
     assert activation_quantizers(network).keys() == plan.layout.tensors.keys()
     with torch.no_grad():
@@ -43,14 +43,14 @@ def test_training_begins_with_what_is_simulated(mixed, images, plan_of, name):
 @pytest.mark.parametrize(("scales", "bits"), [*((scales, 8) for scales in WEIGHT_SCALES), ("learned", 4)])
 def test_the_integers_are_those_that_training_saw(mixed, images, plan_of, scales, bits):
     plan = plan_of(mixed, resolve_target("onnxruntime", weight_bits=bits))
-    network = prepare_qat(mixed, plan, weight_scales=scales)
+    network = make_trainable(mixed, plan, weight_scales=scales)
     train(network, mixed, images)
     seen = {}
     for name, layer in qat_layers(network).items():
         layer.weight.register_forward_hook(lambda _m, _i, rounded, name=name: seen.update({name: rounded}))
     with torch.no_grad():
         trained = network.eval()(images)
-    finished = finish_qat(network, mixed, plan)
+    finished = trained_integers(network, mixed, plan)
     simulated = finished.simulated()
     for name, layer in quantized_layers(simulated).items():
         weight, bias = seen[name]
@@ -65,7 +65,7 @@ def test_the_integers_are_those_that_training_saw(mixed, images, plan_of, scales
 @pytest.mark.parametrize("scales", WEIGHT_SCALES)
 def test_training_brings_few_bits_nearer_to_float(mixed, images, plan_of, scales):
     plan = plan_of(mixed, resolve_target("tensorrt", weight_bits=3, activation_bits=4))
-    network = prepare_qat(mixed, plan, weight_scales=scales)
+    network = make_trainable(mixed, plan, weight_scales=scales)
     before = float(loss_to(network, mixed, images).detach())
     train(network, mixed, images, steps=10)
     assert float(loss_to(network, mixed, images).detach()) < 0.9 * before
@@ -73,7 +73,7 @@ def test_training_brings_few_bits_nearer_to_float(mixed, images, plan_of, scales
 
 def test_a_tensor_with_several_readers_is_rounded_once(mixed, plan_of, images):
     plan = plan_of(mixed, resolve_target("tensorrt"))
-    network = prepare_qat(mixed, plan)
+    network = make_trainable(mixed, plan)
     layers = qat_layers(network)
     residual = plan.layout.layers["body"]
     assert len(plan.layout.tensors[residual].readers) == 2
@@ -89,7 +89,7 @@ def test_a_tensor_with_several_readers_is_rounded_once(mixed, plan_of, images):
 def test_scales_are_learned_but_for_the_images(mixed, plan_of, images):
     plan = plan_of(mixed, resolve_target("tensorrt"))
     for learned in (True, False):
-        network = prepare_qat(mixed, plan, weight_scales="fixed", learned_activations=learned)
+        network = make_trainable(mixed, plan, weight_scales="fixed", learned_activations=learned)
         scales = {name: quantizer.scale for name, quantizer in activation_quantizers(network).items()}
         with_gradient = {name for name, scale in scales.items() if scale.requires_grad}
         assert with_gradient == (scales.keys() - {"x"} if learned else set())
@@ -99,10 +99,10 @@ def test_scales_are_learned_but_for_the_images(mixed, plan_of, images):
 
 def test_layers_in_float_train_as_they_are(mixed, plan_of, images):
     plan = plan_of(mixed, resolve_target("tensorrt"), ["head", "up"])
-    network = prepare_qat(mixed, plan)
+    network = make_trainable(mixed, plan)
     assert type(network.head) is nn.Linear
     train(network, mixed, images)
-    finished = finish_qat(network, mixed, plan).graph
+    finished = trained_integers(network, mixed, plan).graph
     for name in ("head", "up"):
         assert torch.equal(finished.get_parameter(f"{name}.weight"), network.get_parameter(f"{name}.weight"))
         assert not torch.equal(finished.get_parameter(f"{name}.weight"), mixed.get_parameter(f"{name}.weight"))
@@ -121,7 +121,7 @@ class Doubled(KernelSource):
 
 def test_a_kernel_may_come_from_elsewhere(mixed, plan_of, images):
     plan = plan_of(mixed, resolve_target("tensorrt"))
-    network = prepare_qat(mixed, plan, sources={"map": Doubled(mixed.map)})
+    network = make_trainable(mixed, plan, sources={"map": Doubled(mixed.map)})
     assert {name for name, _ in network.map.named_parameters()} == {"source.part", "input.scale"}
     before = mixed.map.weight.detach().clone()
     assert torch.equal(trained_graph(network, mixed).map.weight, before)
@@ -144,7 +144,7 @@ def test_only_what_nobody_else_reads_is_overwritten(images, plan_of):
     torch.manual_seed(0)
     graph = capture(Relus().eval(), images)
     plan = plan_of(graph, resolve_target("tensorrt"))
-    network = prepare_qat(graph, plan)
+    network = make_trainable(graph, plan)
     overwriting = [node for node in network.graph.nodes if node.target is torch.ops.aten.relu_.default]
     assert [node.args[0].target for node in overwriting] == ["alone"]
     before = images.clone()

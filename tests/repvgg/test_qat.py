@@ -13,7 +13,7 @@ from repquant.methods.weight_grids import least_squares_grid
 from repquant.models.blocks import RepVGGBlock
 from repquant.models.fuse import identity_kernel
 from repquant.models.reparam import reparameterize
-from repquant.qat.network import finish_qat, prepare_qat, qat_layers
+from repquant.qat.network import make_trainable, qat_layers, trained_integers
 from repquant.qat.quantizers import WEIGHT_SCALES
 from repquant.repvgg.insert_bn import insert_bn, measure_outputs
 from repquant.repvgg.kernels import FoldedKernel
@@ -30,11 +30,11 @@ def start_of(model, images, method, target, equalization="none", rounding="neare
 
 
 def network_of(start, **options):
-    return prepare_qat(start.graph, start.plan, sources=start.sources, **options)
+    return make_trainable(start.graph, start.plan, sources=start.sources, **options)
 
 
 def finished_of(network, start):
-    return finish_qat(network, start.graph, start.plan).simulated()
+    return trained_integers(network, start.graph, start.plan).simulated()
 
 
 def per_output(scale, kernel):
@@ -297,7 +297,7 @@ def test_the_float_model_that_is_saved_has_the_rounded_weights(branches, images,
     start = start_qat(branches, options, target, lambda: [images], lambda: [images])
     network = network_of(start, weight_scales="fixed")
     train(network, images)
-    finished = finish_qat(network, start.graph, start.plan)
+    finished = trained_integers(network, start.graph, start.plan)
     simulated = finished.simulated()
     rounded = rounded_deploy(start, finished.graph, simulated)
     assert rounded.state_dict().keys() == reparameterize(branches).state_dict().keys()

@@ -10,7 +10,7 @@ from repquant.methods.ptq import PtqMethod
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize
 from repquant.qat.distillation import distillation_loss
-from repquant.qat.network import activation_quantizers, prepare_qat, qat_layers
+from repquant.qat.network import activation_quantizers, make_trainable, qat_layers
 from repquant.repvgg.branches import scale_branches
 from repquant.repvgg.qat_recipe import RepVGGQatRecipe
 from repquant.repvgg.qat_start import StartOptions, captured, start_qat
@@ -28,7 +28,9 @@ def task_of(model, images, equalization="none", **changes):
     options = StartOptions(method=recipe.method, ptq=PtqMethod(equalization=equalization, rounding="nearest"))
     target = resolve_target("tensorrt")
     start = start_qat(model, options, target, lambda: [images], list)
-    network = prepare_qat(start.graph, start.plan, sources=start.sources, weight_scales=recipe.resolved_weight_scales)
+    network = make_trainable(
+        start.graph, start.plan, sources=start.sources, weight_scales=recipe.resolved_weight_scales
+    )
     return RepVGGQatTask(network, recipe, captured(reparameterize(model)))
 
 

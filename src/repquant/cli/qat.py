@@ -96,7 +96,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     from repquant.graph.interface import with_example
     from repquant.models.checkpoints import save_model
     from repquant.models.reparam import reparameterize
-    from repquant.qat.network import finish_qat, prepare_qat
+    from repquant.qat.network import make_trainable, trained_integers
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
     from repquant.repvgg.insert_bn import load_inserted_bn
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
@@ -130,7 +130,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     else:
         start = bare_start(model, _start_options(settings), target, kept)
     start_seconds = perf_counter() - started
-    network = prepare_qat(
+    network = make_trainable(
         start.graph,
         start.plan,
         sources=start.sources,
@@ -146,7 +146,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
 
     trained = trainer.result.cpu()
     assert isinstance(trained, fx.GraphModule)
-    finished = finish_qat(trained, start.graph, start.plan)
+    finished = trained_integers(trained, start.graph, start.plan)
     quantized = finished.simulated()
     save_model(rounded_deploy(start, finished.graph, quantized), output / "model.safetensors")
     images = torch.zeros(2, 3, options.image_size, options.image_size)

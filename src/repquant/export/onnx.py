@@ -21,6 +21,7 @@ from repquant.export.node_names import name_nodes
 from repquant.export.pooling import pad_before_average, pool_globally
 from repquant.export.shared_quantizers import share_quantizers
 from repquant.export.value_names import name_ends
+from repquant.graph.devices import example_on, on_device
 from repquant.graph.interface import captured_of, flat_example, flattened, input_names, output_names
 from repquant.simulation.layers import FakeQuantize
 from repquant.targets.target import Target
@@ -47,7 +48,7 @@ def export_graph(
     how their weights and biases are stored. Nodes have the names of the layers that they come from.
 
     Args:
-        graph: from `capture`, or simulated, on the CPU.
+        graph: from `capture`, or simulated.
         path: file to write; it appears only when it is complete.
         target: of a simulated network; None for a float one.
         inputs: names of the inputs, in their order.
@@ -61,11 +62,11 @@ def export_graph(
     assert is_quantized == (target is not None), "a quantized model is exported for its target, a float one for none"
     inputs, outputs = list(inputs) or input_names(graph), list(outputs) or output_names(graph)
     example, model = flat_example(graph), flattened(graph)
-    batch = torch.export.Dim("batch")
+    batch, cpu = torch.export.Dim("batch"), torch.device("cpu")
     with _quiet_exporter():
         program = torch.onnx.export(
-            (integer_graph(model, target) if target else model).eval(),
-            example,
+            on_device(integer_graph(model, target) if target else model, cpu).eval(),
+            example_on(example, cpu),
             dynamo=True,
             opset_version=OPSET,
             input_names=[f"_input_{index}" for index in range(len(inputs))],

@@ -6,7 +6,7 @@ A map takes the root tensor x (N, C, H, W) to
 
 per spatial dimension. Every operation here gives the map of the composed operator exactly, or raises `NotOneMapError`
 with the reason. Padding a map is exact where its window beyond the border sees nothing of the root and what is left,
-the bias, is the padded constant.
+the bias, is the padded constant. Kernel and bias are differentiable in the parameters of the layers.
 """
 
 import math
@@ -60,12 +60,11 @@ class Affine:
         return height, width
 
 
-def identity(root: fx.Node) -> Affine:
-    """Return the map of a node to itself."""
+def identity(root: fx.Node, device: torch.device) -> Affine:
+    """Return the map of a node to itself, for parameters on a device."""
     value = root.meta["val"]
     channels, height, width = value.shape[1:]
-    # The val is a tensor without storage; its device is the network's.
-    bias = torch.zeros(channels, dtype=torch.float64, device=value.device)
+    bias = torch.zeros(channels, dtype=torch.float64, device=device)
     return Affine(
         root=root,
         kernel=lambda: torch.ones_like(bias).view(channels, 1, 1, 1),
@@ -106,13 +105,11 @@ def convolved(path: Affine, layer: nn.Conv2d, name: str) -> Affine:
     """Return the map of a zero-padded convolution behind another map."""
     padding, stride, dilation = _pair(layer.padding), _pair(layer.stride), _pair(layer.dilation)
     path = padded(path, padding, padding)
-    weight = layer.weight.detach()
+    weight = layer.weight
     return _behind(
         path,
         kernel=lambda: dilated(weight.double(), dilation),
-        bias=torch.zeros_like(path.bias[:1]).expand(len(weight))
-        if layer.bias is None
-        else layer.bias.detach().double(),
+        bias=torch.zeros_like(path.bias[:1]).expand(len(weight)) if layer.bias is None else layer.bias.double(),
         size=_each(lambda d, k: d * (k - 1) + 1, dilation, _pair(weight.shape[2:])),
         stride=stride,
         groups=layer.groups,

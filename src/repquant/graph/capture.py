@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from repquant.graph.batch_norm import fold_batch_norms
 from repquant.graph.constants import Constant, evaluate_constants
 from repquant.graph.copies import copy_graph
+from repquant.graph.devices import device_of, example_on
 from repquant.graph.exporting import Example, export_functional
 from repquant.graph.layers import layers_as_modules
 from repquant.graph.names import place
@@ -39,13 +39,14 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
     Args:
         module: any module that `torch.export` can follow.
         example: a tensor, a tuple of the positional inputs, or a dict of the keyword inputs. The batch size stays free
-            where dimension 0 of the inputs can vary.
+            where dimension 0 of the inputs can vary. It goes to the device of the module, where the graph is then.
 
     Raises:
         InputError: the example doesn't fit the module, or the module can't be captured; the message names the line.
     """
     if isinstance(module, fx.GraphModule) and isinstance(module.meta.get("repquant"), Captured):
         return copy_graph(module)
+    example = example_on(example, device_of(module))
     exported, dynamic_batch = export_functional(module, example)
     graph, root = exported.graph, nn.Module()
     remove_noops(graph)
@@ -59,7 +60,6 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
         node.meta = {key: node.meta[key] for key in ("val", "stack_trace", "nn_module_stack") if key in node.meta}
     captured = fx.GraphModule(root, graph, class_name=type(module).__name__).eval()
     captured.graph.lint()
-    example = pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, example)
     captured.meta["repquant"] = Captured(example=example, dynamic_batch=dynamic_batch)
     return captured
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repquant.graph.affine import Affine, NotOneMapError, as_convolution, convolution_macs
+from repquant.graph.branches import cut_out
 from repquant.graph.copies import copy_graph
 from repquant.graph.evaluation import evaluated
 from repquant.graph.layers import make_layer
@@ -78,6 +79,7 @@ class _Progress:
     groups: list[Group] = field(default_factory=list)
     refused: dict[tuple[str, ...], str] = field(default_factory=dict)
     left_alone: set[tuple[fx.Node, fx.Node]] = field(default_factory=set)
+    branches: dict[str, fx.GraphModule] = field(default_factory=dict)
 
 
 def merge(captured: fx.GraphModule) -> fx.GraphModule:
@@ -89,6 +91,14 @@ def merge(captured: fx.GraphModule) -> fx.GraphModule:
 
     A merged layer is named `<module>.reparam`, by the innermost module that holds all its convolutions; a group of one
     convolution keeps that one's name. The report is in `meta["reparameterization"]`. The input is not changed.
+    """
+    return merge_with_branches(captured)[0]
+
+
+def merge_with_branches(captured: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, fx.GraphModule]]:
+    """Return what `merge` does, and what each merged layer was made of, by its name, for `graph.branches`.
+
+    The branches take the tensor that the layer reads, and share nothing with the two networks.
     """
     graph_module = copy_graph(captured)
     progress = _Progress()
@@ -109,7 +119,7 @@ def merge(captured: fx.GraphModule) -> fx.GraphModule:
         convolutions_before=before,
         convolutions_after=len(left),
     )
-    return merged
+    return merged, {name: branches for name, branches in progress.branches.items() if name in left}
 
 
 def _convolutions(graph_module: fx.GraphModule) -> list[str]:
@@ -146,7 +156,9 @@ def _merge_at(graph_module: fx.GraphModule, top: fx.Node, progress: _Progress) -
             progress.left_alone.add((top, root))
             continue
         path, kernel = merged
+        branches = cut_out(graph_module, root, [(term.sign, term.node) for term in members], progress.branches)
         name = _replace(graph_module, top, [term for term in terms if term not in members], path, kernel)
+        progress.branches[name] = branches
         progress.groups.append(Group(name=name, paths=path.paths, convolutions=len(path.layers), kernel=path.size))
         return True
     return False

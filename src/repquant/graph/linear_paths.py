@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from repquant.graph.affine import Affine, NotOneMapError, convolved, identity, padded, pooled, scaled, shifted, summed
 from repquant.graph.arguments import arguments
+from repquant.graph.devices import device_of
 
 aten = torch.ops.aten
 
@@ -40,7 +41,7 @@ def paths_to(graph_module: fx.GraphModule, node: fx.Node, *, is_inside: bool = T
     """
     if not is_feature_map(node):
         return {}
-    paths: dict[fx.Node, Path] = {node: identity(node)}
+    paths: dict[fx.Node, Path] = {node: identity(node, device_of(graph_module))}
     if is_inside and len(node.users) > 1:
         return paths
     if node.op == "call_module":
@@ -162,10 +163,10 @@ def _per_channel(graph_module: fx.GraphModule, other: Any, node: fx.Node) -> Ten
     """Return a constant operand as (1,) or (C,) in float64; None for what is neither."""
     value = node.meta["val"]
     if isinstance(other, bool | int | float):
-        return torch.tensor([float(other)], dtype=torch.float64, device=value.device)
+        return torch.tensor([float(other)], dtype=torch.float64, device=device_of(graph_module))
     if not isinstance(other, fx.Node) or other.op != "get_attr":
         return None
-    constant: Tensor = operator.attrgetter(str(other.target))(graph_module).detach().double()
+    constant: Tensor = operator.attrgetter(str(other.target))(graph_module).double()
     if constant.numel() == 1:
         return constant.reshape(1)
     shape = (1,) * (4 - constant.ndim) + tuple(constant.shape)

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from repquant.errors import InputError
+from repquant.graph.devices import device_of
 
 Batch = Any
 """A tensor, a tuple or list of tensors, a dict of keyword inputs, or a pair of inputs and labels."""
@@ -34,11 +35,6 @@ def inputs_of(graph: fx.GraphModule, batch: Batch) -> list[Tensor]:
         raise InputError(f"a batch holds {given}; the network needs {len(names)} tensors: {', '.join(names)}")
     device = device_of(graph)
     return [leaf.to(device) for leaf in leaves]
-
-
-def device_of(graph: fx.GraphModule) -> torch.device:
-    """Return the device of a network's parameters; the CPU where it has none."""
-    return next((tensor.device for tensor in graph.parameters()), torch.device("cpu"))
 
 
 class _Observing(fx.Interpreter):

@@ -71,5 +71,6 @@ def _inverse_factor(moments: Tensor, damping: float) -> Tensor:
     else:
         raise FloatingPointError("the inputs of a layer are not finite, or too large to round its weights for")
     upper = lower.flip(0, 1)
-    factor: Tensor = torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True)
+    one = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    factor: Tensor = torch.linalg.solve_triangular(upper, one, upper=True)
     return factor

@@ -79,6 +79,9 @@ class Histogram:
             self.counts[0] += x.numel()
             return
         self._make_room()
+        if x.device.type != "cpu":
+            self.counts += _count_on_device(x, self.width, len(self.counts))
+            return
         for chunk in x.split(_CHUNK):
             self.counts += _count(chunk, self.width, len(self.counts), signed=low < 0)
 
@@ -109,7 +112,17 @@ def _count(x: Tensor, width: float, bins: int, *, signed: bool) -> NDArray[np.in
         index.add_(_lane_offsets(lanes, stride, _CHUNK)[: len(x)])
         counted: NDArray[np.int64] = torch.bincount(index, minlength=lanes * stride).numpy()
     counts: NDArray[np.int64] = counted.reshape(lanes, stride).sum(0)
-    # The value on the last edge, or one that the quotient's rounding lifts there, belongs to the last bin.
+    return _with_last_edge(counts, bins)
+
+
+def _count_on_device(x: Tensor, width: float, bins: int) -> NDArray[np.int64]:
+    """Return how many values fall in each bin, counted where they are."""
+    counts = torch.bincount((x * (1.0 / width)).abs_().int(), minlength=bins + 1)
+    return _with_last_edge(np.array(counts.tolist(), dtype=np.int64), bins)
+
+
+def _with_last_edge(counts: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
+    """Give the last bin the values on its upper edge, or that the quotient's rounding lifts there."""
     counts[bins - 1] += counts[bins]
     return counts[:bins]
 

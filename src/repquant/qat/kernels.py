@@ -3,7 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Callable
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
+
+from repquant.graph.branches import kernel_and_bias
 
 
 class KernelSource(nn.Module):
@@ -46,3 +49,35 @@ class PlainKernel(KernelSource):
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """Return (kernel, bias)."""
         return self.weight, self.bias
+
+
+class MergedKernel(KernelSource):
+    """The parameters are those of linear branches; the kernel is that of the one convolution which they are equal to.
+
+    It is merged in float64 at each step. What was done to the deploy layer since it was merged, such as the scaling of
+    channels and the rounding, is a constant beside the branches: a branch of one convolution moves the kernel by as
+    much as it moves itself.
+
+    Args:
+        branches: from `linear.merge_with_branches`; they are trained in place.
+        layer: the convolution to begin with.
+    """
+
+    kernel_offset: Tensor
+    bias_offset: Tensor
+
+    def __init__(self, branches: fx.GraphModule, layer: nn.Module) -> None:
+        super().__init__()
+        self.branches = branches
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)
+        assert isinstance(bias, Tensor)
+        with torch.no_grad():
+            kernel, shift = kernel_and_bias(branches)
+            self.register_buffer("kernel_offset", weight - kernel)
+            self.register_buffer("bias_offset", bias - shift)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return (kernel, bias)."""
+        kernel, bias = kernel_and_bias(self.branches)
+        return kernel + self.kernel_offset, bias + self.bias_offset

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from repquant.choices import WeightScales
 from repquant.errors import InputError
 from repquant.graph.copies import copy_graph
+from repquant.graph.devices import device_of, on_device
 from repquant.graph.names import free_name
 from repquant.graph.operators import operands
 from repquant.graph.plan import Plan
@@ -25,7 +26,7 @@ from repquant.simulation.layers import weight_scheme
 _ROUNDING = "rounding"
 
 
-def prepare_qat(
+def make_trainable(
     graph: fx.GraphModule,
     plan: Plan,
     *,
@@ -72,11 +73,11 @@ def prepare_qat(
 
 
 @torch.no_grad()
-def finish_qat(network: fx.GraphModule, graph: fx.GraphModule, plan: Plan) -> Rounded:
+def trained_integers(network: fx.GraphModule, graph: fx.GraphModule, plan: Plan) -> Rounded:
     """Return the network whose integers are those that training saw last.
 
     Args:
-        network: from `prepare_qat`, trained. It is left in evaluation mode.
+        network: from `make_trainable`, trained. It is left in evaluation mode.
         graph: what it was made from.
         plan: what it was made with.
     """
@@ -93,15 +94,15 @@ def finish_qat(network: fx.GraphModule, graph: fx.GraphModule, plan: Plan) -> Ro
 
 @torch.no_grad()
 def trained_graph(network: fx.GraphModule, graph: fx.GraphModule) -> fx.GraphModule:
-    """Return the float network as it is after training, its kernels before rounding.
+    """Return the float network as it is after training, its kernels before rounding, on the device of training.
 
     The kernels drift inside their rounding cells: without rounding they are no good network.
 
     Args:
-        network: from `prepare_qat`, trained.
+        network: from `make_trainable`, trained.
         graph: what it was made from; it is not changed.
     """
-    trained = copy_graph(graph)
+    trained = on_device(copy_graph(graph), device_of(network))
     parameters: dict[str, Tensor] = dict(network.named_parameters())
     for name, layer in qat_layers(network).items():
         kernel, bias = layer.kernel_and_bias()

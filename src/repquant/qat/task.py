@@ -22,7 +22,7 @@ from repquant.train.task import Objective
 
 
 class QatTask:
-    """A network of `prepare_qat` in training, a `train.task.Task`.
+    """A network of `make_trainable` in training, a `train.task.Task`.
 
     Args:
         network: trained in place. Its first output is the logits (N, K) that accuracies and labels are about.

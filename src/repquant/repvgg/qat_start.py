@@ -76,7 +76,7 @@ class StartOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class QatStart:
-    """What `qat.network.prepare_qat` makes the network from that trains.
+    """What `qat.network.make_trainable` makes the network from that trains.
 
     Attributes:
         deploy: the float deploy model.

@@ -9,6 +9,7 @@ as ONNX Runtime does. With s_x s_w first and 1 / s_y later, every tenth image of
 other side.
 """
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -79,9 +80,21 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I, ...) to (N, O, ...); a linear layer (..., I) to (..., O)."""
-        accumulator: Tensor = super().forward(self.input.steps(x))
+        steps = self.input.steps(x)
+        accumulator: Tensor = super().forward(steps) if steps.device.type == "cpu" else self._exact(steps)
         accumulator.mul_(self.rescale)
         return accumulator if self.end is None else accumulator.round_().mul_(self.end)
+
+    def _exact(self, steps: Tensor) -> Tensor:
+        """Return the sums of products, added up in float64 and then rounded to float32.
+
+        A GPU's libraries choose how they convolve. In float32 that may be in TF32, or by transforms (Winograd) whose
+        factors are no integers; in float64 every order gives the integer, up to 2^53.
+        """
+        wide = copy.copy(self)
+        wide._parameters = {name: None if x is None else x.double() for name, x in self._parameters.items()}
+        accumulator: Tensor = super(QuantizedLayer, wide).forward(steps.double())
+        return accumulator.float()
 
     def _fill(self, layer: nn.Module, input_grid: Grid, weight_grid: Grid) -> None:
         assert isinstance(layer.weight, Tensor)
@@ -142,7 +155,8 @@ class QuantizedMatmul(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Map (..., M, K) and (..., K, N) to (..., M, N)."""
-        product = self.left.steps(left) @ self.right.steps(right)
+        left, right = self.left.steps(left), self.right.steps(right)
+        product = left @ right if left.device.type == "cpu" else (left.double() @ right.double()).float()
         return product.mul_(self.left.scale * self.right.scale)
 
 
