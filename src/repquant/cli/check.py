@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import argument, option
-from repquant.errors import InputError
+from repquant.errors import InputError, visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def run(options: Options) -> None:
 
     found = check(options.file, options.target)
     for finding in found:
-        print(finding)
+        print(visible(str(finding)))
     refused = sum(finding.is_refused for finding in found)
     if not found:
         say(f"nothing in {options.file} that {options.target} refuses or does not run in integers")
