@@ -222,6 +222,11 @@ def test_a_run_goes_on_from_the_best_where_the_last_ones_are_damaged(recipe, tra
             "do not have the shape of parameter 0",
         ),
         ({"optimizer": {"state": {0: 5}, "param_groups": []}}, "is not of this training"),
+        ({"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}}, "are not those of SGD"),
+        (
+            {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3) > 0}}, "param_groups": []}},
+            "do not have the shape of parameter 0",
+        ),
         ({"optimizer": {"state": {}, "param_groups": []}}, "the parameter groups of the optimizer are others"),
         ({"model": {}}, "is not of this training"),
         ({"model": {"head.weight": torch.ones(1)}}, "is not of this training"),

@@ -12,7 +12,7 @@ from repquant import __version__, signals
 from repquant.allocation import keep_freed_memory
 from repquant.cli.failures import EXIT_DONE, explain
 from repquant.cli.parser import SuggestingParser, add_options
-from repquant.cli.untrusted_text import check_arguments, require_code_is_asked_for
+from repquant.cli.untrusted_text import check_arguments, require_code_is_asked_for, require_configurations_stay
 from repquant.errors import InputError, shortened
 from repquant.option_ranges import check_ranges
 from repquant.train.stopping import StoppedError
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = verb.Options(**{field.name: chosen[field.name] for field in fields(verb.Options)})
         check_ranges(options)
         require_code_is_asked_for(options, given)
+        require_configurations_stay(options, given)
         verb.run(options)
     except (Exception, KeyboardInterrupt, StoppedError) as error:
         asked = signals.asked()

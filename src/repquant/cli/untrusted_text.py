@@ -1,6 +1,7 @@
 """Arguments and configurations: what takes a parser for ever is refused, and so is code that only a file asks for."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,21 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise InputError(f"an argument has {len(argument):,} characters; {_MOST_CHARACTERS:,} are the most")
         if not argument.isprintable() and any(ord(character) < 32 for character in argument):
             raise InputError(f"control characters are not allowed in arguments: {shortened(argument)}")
-    for argument, following in pairwise([*arguments, ""]):
-        if argument == _CONFIG:
-            _check_configuration(following)
-        elif argument.startswith(f"{_CONFIG}="):
-            _check_configuration(argument.removeprefix(f"{_CONFIG}="))
-        else:
-            require_plain(argument, argument)
+        require_plain(argument, argument)
+    for path in _configurations(arguments):
+        _check_configuration(path)
+
+
+def require_configurations_stay(options: Any, arguments: Sequence[str]) -> None:
+    """Accept an output that replaces no configuration.
+
+    Raises:
+        InputError: a configuration is in the folder that would be replaced.
+    """
+    output = Path(os.path.realpath(getattr(options, "output", "")))
+    for path in _configurations(arguments) if getattr(options, "overwrite", False) else ():
+        if Path(os.path.realpath(path)).is_relative_to(output):
+            raise InputError(f"output {options.output} holds the configuration {path}, which would be lost; move it")
 
 
 def require_code_is_asked_for(options: Any, arguments: Sequence[str]) -> None:
@@ -50,8 +59,15 @@ def require_code_is_asked_for(options: Any, arguments: Sequence[str]) -> None:
         )
 
 
-def _check_configuration(name: str) -> None:
-    path = Path(name)
+def _configurations(arguments: Sequence[str]) -> Iterator[Path]:
+    for argument, following in pairwise([*arguments, ""]):
+        if argument == _CONFIG:
+            yield Path(following)
+        elif argument.startswith(f"{_CONFIG}="):
+            yield Path(argument.removeprefix(f"{_CONFIG}="))
+
+
+def _check_configuration(path: Path) -> None:
     try:
         if not (path.exists() or path.is_symlink()):
             return  # the parser says so

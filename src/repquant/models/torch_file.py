@@ -101,6 +101,7 @@ class _Tensors:
 
     def __init__(self, size: int) -> None:
         self._left, self._pairs = _SHARING * size, _MOST_PAIRS
+        self._views: dict[tuple[str, torch.dtype], Tensor] = {}
         self.names: dict[str, Any] = {
             "collections.OrderedDict": Function(self._ordered),
             "torch.Size": Function(_size),
@@ -120,6 +121,12 @@ class _Tensors:
         if self._pairs < 0 or not all(isinstance(key, str) for key, _ in pairs):
             raise DamagedPickleError("a dictionary has keys that are no names, or too many")
         return OrderedDict(pairs)
+
+    def _view(self, key: str, storage: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a storage, uint8, as another type; the same tensor each time: it may be asked for again and again."""
+        if (key, dtype) not in self._views:
+            self._views[key, dtype] = storage.view(dtype)
+        return self._views[key, dtype]
 
     def _rebuild_untyped(self, storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
         return self._rebuild(storage.view(rest[2]), offset, size, stride)
@@ -180,7 +187,7 @@ class _Archive(_Tensors):
             self._storages[name] = torch.empty(self._sizes[name], dtype=torch.uint8)
             with self._archive.open(name) as stream:
                 _fill(stream, self._storages[name])  # type: ignore[arg-type]
-        return self._storages[name].view(dtype)
+        return self._view(name, self._storages[name], dtype)
 
 
 class _Legacy(_Tensors):
@@ -223,7 +230,7 @@ class _Legacy(_Tensors):
         of_type, storage = self._storages[key]
         if (of_type, count * dtype.itemsize) != (dtype, len(storage)):
             raise DamagedPickleError("a storage has two sizes")
-        return storage.view(dtype)
+        return self._view(key, storage, dtype)
 
 
 def _fill(stream: BinaryIO, storage: Tensor) -> None:

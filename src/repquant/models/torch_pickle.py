@@ -1,6 +1,6 @@
 """Read a pickle of plain data as `torch.save` writes it. Nothing in it is run, and it takes no more than it holds.
 
-A pickle is a program for a stack machine. This machine knows the 30 operations that `torch.save` needs (protocol 2) and
+A pickle is a program for a stack machine. This machine knows the 33 operations that `torch.save` needs (protocol 2) and
 calls only what its caller names. Python's own reader, and torch's with `weights_only`, can be made to reserve memory
 for what a file merely declares, and to hash or compare what takes for ever. An object takes a byte in a file and a
 hundred in memory, so operations are counted too.
