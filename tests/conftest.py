@@ -17,6 +17,25 @@ def pytest_configure() -> None:
     torch.set_num_threads(min(2, os.cpu_count() or 1) if is_alone else 1)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have counted with `record_property("counts", {"tries": ..., "failures": ..., ...})`."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    counts = [
+        (report.nodeid, dict(value))
+        for report in reports
+        if report.when == "call"
+        for name, value in report.user_properties
+        if name == "counts"
+    ]
+    if not counts:
+        return
+    terminalreporter.section("tries")
+    for test, found in counts:
+        terminalreporter.line(f"{test}: {', '.join(f'{count:,} {what}' for what, count in found.items())}")
+    tries, failures = (sum(found[what] for _, found in counts) for what in ("tries", "failures"))
+    terminalreporter.line(f"all: {tries:,} tries, {failures:,} failures")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with imagenette160.zip and the two RepVGG-A0 checkpoints."""

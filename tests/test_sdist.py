@@ -22,7 +22,7 @@ def test_the_source_archive_is_complete(tmp_path):
     assert done.returncode == 0, done.stderr
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("src/repquant", "tests", "recipes", "docs", "benchmarks", "scripts"):
+    for folder in ("src/repquant", "tests", "recipes", "docs", "benchmarks", "examples", "results", "scripts"):
         files = {
             path.relative_to(tree).as_posix()
             for path in (tree / folder).rglob("*")

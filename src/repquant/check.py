@@ -30,17 +30,19 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     from repquant.runtimes.cpu import int8_support
     from repquant.targets import onnxruntime, openvino, tensorrt
     from repquant.targets.finding import SEVERITIES
-    from repquant.targets.onnx_graph import read_graph
+    from repquant.targets.onnx_graph import blaming_the_file, read_graph
 
     if target not in TARGETS:
         raise InputError(f"target {target!r} was given; allowed are {', '.join(TARGETS)}")
     graph = read_graph(Path(path))
-    if target == "tensorrt":
-        found = tensorrt.find(graph)
-    else:
+    if target != "tensorrt":
         require(target)
-        engine = onnxruntime if target == "onnxruntime" else openvino
-        found = engine.find(graph, has_exact_products=int8_support().safe)
+    with blaming_the_file(Path(path), graph.model):
+        if target == "tensorrt":
+            found = tensorrt.find(graph)
+        else:
+            engine = onnxruntime if target == "onnxruntime" else openvino
+            found = engine.find(graph, has_exact_products=int8_support().safe)
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.rule.severity)))
 
 

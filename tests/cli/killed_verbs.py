@@ -1,4 +1,4 @@
-"""Kill verbs with SIGKILL at random moments, and look at what is left; then let each finish.
+"""Kill verbs at random moments, and look at what is left; then let each finish.
 
 Run as a program with a folder, weights, data, a number of moments for each verb, and a seed; prints one JSON object.
 The verbs are forks of this process, which has imported what takes seconds and has no thread of its own.
@@ -8,9 +8,7 @@ import hashlib
 import json
 import os
 import random
-import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import onnx
 import torch
 import torch._dynamo  # an optimizer imports it at its first step
 
+from kills import Moment, ended_by_itself, fork, read_events
 from repquant.cli.main import VERBS, main
 from repquant.models.checkpoints import load_tensors
 from repquant.report.record import read_record
@@ -34,30 +33,25 @@ COMMANDS = {
 }
 
 
-def start(verb: str, weights: str, data: str, output: Path) -> int:
-    child = os.fork()
-    if child == 0:
-        status = 1
+def start(verb: str, weights: str, data: str, output: Path, moment: Moment | None, events: Path | None = None) -> int:
+    def work() -> int:
         try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(os.open(output.parent / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             model = () if verb == "train" else ("--weights", weights)
-            status = main([verb, *SMALL, *model, "--data", data, "--output", str(output), *COMMANDS[verb]])
+            return main([verb, *SMALL, *model, "--data", data, "--output", str(output), *COMMANDS[verb]])
         except BaseException:
             traceback.print_exc()
-        finally:
-            os._exit(status)
-    return child
+            return 1
+
+    return fork(work, moment, events)
 
 
 def finished(child: int, stderr: Path) -> bool:
     """Wait; whether it ended by itself."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0, stderr.read_text()
-        return True
-    return False
+    status = ended_by_itself(child)
+    assert status in (0, None), stderr.read_text()
+    return status == 0
 
 
 def require_whole(output: Path) -> None:
@@ -94,20 +88,17 @@ def run(folder: Path, weights: str, data: str, moments: int, seed: int) -> None:
         assert verb in VERBS
         place = folder / verb
         (place / "whole").mkdir(parents=True)
-        began = time.perf_counter()
-        assert finished(start(verb, weights, data, place / "whole" / "run"), place / "whole" / "stderr.txt")
-        longest = time.perf_counter() - began
+        whole = start(verb, weights, data, place / "whole" / "run", None, place / "events.json")
+        assert finished(whole, place / "whole" / "stderr.txt")
+        events = read_events(place / "events.json")
         expected, kills, done = digests(place / "whole" / "run"), 0, 0
         while kills < moments:
             parent = place / str(done)
             parent.mkdir()
             is_done = False
             while not is_done:
-                child = start(verb, weights, data, parent / "run")
-                if kills < moments:
-                    time.sleep(dice.uniform(0, longest))
-                    os.kill(child, signal.SIGKILL)
-                is_done = finished(child, parent / "stderr.txt")
+                moment = events.moment(dice) if kills < moments else None
+                is_done = finished(start(verb, weights, data, parent / "run", moment), parent / "stderr.txt")
                 kills += not is_done
                 require_whole(parent / "run")
             done += 1
@@ -116,7 +107,7 @@ def run(folder: Path, weights: str, data: str, moments: int, seed: int) -> None:
             hidden = [path.name for path in (parent / "run").iterdir() if path.name.startswith(".")]
             assert not hidden, hidden
             assert digests(parent / "run") == expected, (verb, parent)
-        report[verb] = {"kills": kills, "finished": done, "files": sorted(expected)}
+        report[verb] = {"kills": kills, "finished": done, "files": sorted(expected), **vars(events)}
     print(json.dumps(report))
 
 

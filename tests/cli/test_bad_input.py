@@ -86,6 +86,8 @@ def assert_refused(result, tmp_path, *words):
         ({"workers": 10**4}, ["--workers 10000"]),
         ({"crop_ratio": 2}, ["--crop-ratio 2.0"]),
         ({"std": "[0.2,0,0.2]"}, ["--std 0.2,0.0,0.2", "from 0.0001"]),
+        ({"std": "[.inf,1,1]"}, ["--std", "expected three numbers"]),
+        ({"std": "inf,1,1"}, ["--std inf,1.0,1.0", "to 1000"]),
         ({"percentile": 0}, ["--percentile 0.0", "more than 0 and at most 100"]),
         ({"percentile": 101}, ["--percentile 101.0"]),
         ({"rounding_images": -1}, ["--rounding-images -1"]),

@@ -53,6 +53,17 @@ def test_what_is_refused_is_listed_and_ends_with_status_2(repquant, headline, sa
     assert json.loads(out.splitlines()[-1]) == found
 
 
+def test_names_in_a_file_give_a_terminal_no_orders(repquant, save):
+    path = save(1)
+    model = onnx.load(path)
+    model.graph.node[0].name = "\x1b[31m" + "x" * 1000
+    onnx.save(model, path)
+    _, out, _ = repquant("check", path, "--target", "tensorrt")
+    assert out.startswith("refused: \\x1b[31mxxx")
+    assert "\x1b" not in out
+    assert "... (1,005 characters): its zero point" in out.splitlines()[0]
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_what_one_target_refuses_another_may_take(repquant, headline, save, target):
     status, out, err = repquant("check", save(1), "--target", target)

@@ -1,15 +1,14 @@
 """The way in: exit status, messages, and how fast it answers."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from repquant import signals
 from repquant.cli import ptq
+from repquant.errors import InputError
 from repquant.train.stopping import StoppedError
 
 REQUIRED = ("--arch", "RepVGG-tiny", "--weights", "w.pth", "--data", "d", "--target", "tensorrt", "--output", "run")
@@ -149,18 +148,25 @@ def test_a_signal_counts_whatever_a_library_makes_of_it(repquant, monkeypatch, b
     assert "library" not in err
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.1, 0.2, 0.4])
-def test_an_interrupt_while_the_program_starts(delay):
-    code = "import sys; print(flush=True); from repquant.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "ptq", *REQUIRED]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-    assert "Traceback" not in err
-    assert process.returncode in (1, 2, -signal.SIGINT)
+@pytest.mark.parametrize(
+    "module", ["repquant.signals", "repquant.cli.main", "jsonargparse", "yaml", "repquant.train.stopping"]
+)
+def test_an_interrupt_while_the_program_starts(module):
+    code = f"""if True:
+        import signal, sys
+        waiting = [True]
+        def interrupt(event, arguments):
+            if event == "import" and arguments[0] == "{module}" and waiting:
+                waiting.pop()
+                signal.raise_signal(signal.SIGINT)
+        sys.addaudithook(interrupt)
+        from repquant.__main__ import main
+        status = main()
+        assert not waiting
+        sys.exit(status)
+    """
+    done = subprocess.run([sys.executable, "-c", code, "ptq", *REQUIRED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "repquant: interrupted\n")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +175,7 @@ def test_an_interrupt_while_the_program_starts(delay):
         (b"arch: Gr\xf6\xdfe", "configuration run.yaml is no text in UTF-8"),
         (b"mean: " + b"[" * 5000, "configuration run.yaml is nested too deeply"),
         (b"- " * 5000, "configuration run.yaml is nested too deeply"),
+        (b"".join(b" " * depth + b"a:\n" for depth in range(9)), "configuration run.yaml is nested too deeply"),
         (b"a: &a [1, 1]\nb: &b [*a, *a]", "configuration run.yaml refers to other parts of itself"),
         (b"#" * 10**6, "can't read configuration run.yaml: Larger than 65,536 bytes"),
         (None, "can't read configuration run.yaml: Not a regular file"),
@@ -183,6 +190,32 @@ def test_a_configuration_that_would_take_for_ever(repquant, tmp_path, content, m
         status, _, err = repquant("ptq", *given, *REQUIRED)
         assert status == 2
         assert message in err
+
+
+@pytest.mark.parametrize("name", ["os:abort", "evil.py:network"])
+def test_no_configuration_runs_code(repquant, tmp_path, name):
+    """Whoever names a network of their own on the command line asks for its code; a file may be somebody else's."""
+    (tmp_path / "evil.py").write_text("open('executed', 'w')\n")
+    (tmp_path / "run.yaml").write_text(f"model: {name}\n")
+    given = ("--data", "d", "--target", "tensorrt", "--output", "run")
+    status, _, err = repquant("ptq", "--config", "run.yaml", *given)
+    assert status == 2
+    assert f"model {name} is code that would be run, and configurations may be from others" in err
+    assert not (tmp_path / "executed").exists()
+    (tmp_path / "evil.py").write_text("open('executed', 'w').close()\n")
+    repquant("ptq", *given, "--model", "evil.py:network")
+    assert (tmp_path / "executed").exists()  # the trap works where code is asked for
+
+
+def test_a_sentence_of_any_length_is_shortened(repquant, monkeypatch):
+    def fail(_options):
+        raise InputError("x" * 10**6)
+
+    monkeypatch.setattr(ptq, "run", fail)
+    status, _, err = repquant("ptq", *REQUIRED)
+    assert status == 2
+    assert err.endswith("xxx... (1,000,000 characters)\n")
+    assert len(err) < 5000
 
 
 @pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000, "x" * 10**4, "&a [*a]", "\x1b[31m", "1\n2"])

@@ -52,6 +52,17 @@ def test_train_too(repquant, own):
     assert "is within the images of --data" in err
 
 
+def test_a_configuration_is_not_replaced(repquant, own, small_options):
+    run = own / "run"
+    run.mkdir()
+    (run / "result.json").touch()
+    (run / "mine.yaml").write_text("overwrite: true\n")
+    status, _, err = repquant("ptq", *options(own, small_options, run), "--config", run / "mine.yaml")
+    assert status == 2
+    assert f"holds the configuration {run / 'mine.yaml'}, which would be lost" in err
+    assert (run / "mine.yaml").exists()
+
+
 @pytest.mark.parametrize("held", ["weights", "data"])
 def test_an_output_that_holds_what_is_read_is_not_replaced(own, small_options, capsys, held):
     """Its result.json says that it is of an earlier run; that does not make what was put there ours."""

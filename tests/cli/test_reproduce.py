@@ -56,6 +56,23 @@ def test_a_row_that_diverges_is_said_and_not_begun_again(reproduce, tmp_path, mo
     assert "plain: diverged: the loss is nan at step 3" in (tmp_path / "table" / "table.md").read_text()
 
 
+@pytest.mark.parametrize("seeds", ["", "a", "-1", str(2**64), "1," + "9" * 5000])
+def test_seeds_that_are_none_leave_nothing(reproduce, tmp_path, seeds):
+    status, _, stderr = reproduce("--seeds", seeds)
+    assert status == 2
+    assert "allowed are integers from 0 to 9,223,372,036,854,775,807, with commas" in stderr
+    assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"error": 1, "config": {}}', '{"error": "", "config": 5}', "[" * 10**5])
+def test_what_a_divergence_left_may_be_damaged(reproduce, tmp_path, content):
+    (tmp_path / "table" / "plain-seed0").mkdir(parents=True)
+    (tmp_path / "table" / "plain-seed0" / "diverged.json").write_text(content)
+    status, _, stderr = reproduce("--rows", "plain")
+    assert status == 2
+    assert "diverged.json is damaged; remove" in stderr
+
+
 def test_the_identity_is_set_apart_where_a_row_can(reproduce, monkeypatch):
     seen = []
 

@@ -12,7 +12,7 @@ def text(value: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    encoded = value.to_bytes(9, "little", signed=True)
+    encoded = value.to_bytes(10, "little", signed=True)
     return pickle.LONG1 + bytes([len(encoded)]) + encoded
 
 
@@ -24,6 +24,9 @@ def name(module: str, of: str) -> bytes:
     return pickle.GLOBAL + f"{module}\n{of}\n".encode()
 
 
+REBUILD = name("torch._utils", "_rebuild_tensor_v2")
+
+
 def storage(count: int, key: str = "0") -> bytes:
     identity = text("storage") + name("torch", "FloatStorage") + text(key) + text("cpu") + number(count)
     return pickle.MARK + identity + pickle.TUPLE + pickle.BINPERSID
@@ -31,9 +34,22 @@ def storage(count: int, key: str = "0") -> bytes:
 
 def tensor(size: tuple[int, ...], stride: tuple[int, ...], count: int, offset: int = 0) -> bytes:
     """A tensor on a storage of so many float32 values."""
+    return REBUILD + rebuilt_from(size, stride, count, offset) + pickle.REDUCE
+
+
+def rebuilt_from(size: tuple[int, ...], stride: tuple[int, ...], count: int, offset: int = 0) -> bytes:
     arguments = storage(count) + number(offset) + numbers(*size) + numbers(*stride) + pickle.NEWFALSE
     hooks = name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-    return name("torch._utils", "_rebuild_tensor_v2") + pickle.MARK + arguments + hooks + pickle.TUPLE + pickle.REDUCE
+    return pickle.MARK + arguments + hooks + pickle.TUPLE
+
+
+def of_type(dtype: str) -> bytes:
+    """A tensor of 8 bytes, of a type that torch knows."""
+    identity = text("storage") + name("torch.storage", "UntypedStorage") + text("0") + text("cpu") + number(8)
+    shape = number(0) + numbers(1) + numbers(1) + pickle.NEWFALSE
+    hooks = name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = pickle.MARK + identity + pickle.TUPLE + pickle.BINPERSID + shape + hooks + name("torch", dtype)
+    return name("torch._utils", "_rebuild_tensor_v3") + pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
 
 
 def state(value: bytes, key: bytes = text("linear.weight")) -> bytes:
@@ -63,6 +79,23 @@ def doubled(levels: int) -> bytes:
     return content
 
 
+def again(function: bytes, arguments: bytes, times: int) -> bytes:
+    """A list of what a function gives for the same arguments, a tuple, each in five bytes."""
+    once = function + pickle.BINPUT + b"\1" + arguments + pickle.BINPUT + b"\2"
+    each = pickle.BINGET + b"\1" + pickle.BINGET + b"\2" + pickle.REDUCE
+    return pickle.EMPTY_LIST + pickle.MARK + once + each * times + pickle.APPENDS
+
+
+def pairs(count: int) -> bytes:
+    return pickle.EMPTY_LIST + pickle.MARK + (text("k") + pickle.NONE + pickle.TUPLE2) * count + pickle.APPENDS
+
+
+def of_equal_hash(count: int) -> bytes:
+    """A dictionary whose keys are multiples of the modulus of Python's hash: all of them hash to 0."""
+    keys = b"".join(number(each * (2**61 - 1)) + pickle.NONE for each in range(count))
+    return pickle.EMPTY_DICT + pickle.MARK + keys + pickle.SETITEMS
+
+
 HOSTILE = {
     "stride 0": (state(tensor((2**33,), (0,), 1)), "declares more values than its storage holds"),
     "beyond its storage": (state(tensor((2**31,), (1,), 1)), "declares more values than its storage holds"),
@@ -86,6 +119,17 @@ HOSTILE = {
     "long text": (state(pickle.BINUNICODE + b"\xff\xff\xff\xff"), "longer than any of a network"),
     "another operation": (state(pickle.BYTEARRAY8 + b"\xff" * 7 + b"\0"), "is none of torch.save's"),
     "long pickle": (state(pickle.NONE + text("x" * 2**22)), "longer than any of a network"),
+    "copies of a text": (
+        state(again(name("torch", "Size"), text("x" * 2**20) + pickle.TUPLE1, 1000)), "the shape of a tensor is none",
+    ),
+    "copies of pairs": (
+        state(again(name("collections", "OrderedDict"), pairs(10**4) + pickle.TUPLE1, 1000)),
+        "keys that are no names, or too many",
+    ),
+    "copies of nothing": (
+        state(again(REBUILD, rebuilt_from((0,), (1,), 1), 10**5)), "declare more bytes than the file has",
+    ),
+    "keys of equal hash": (state(of_equal_hash(10**4)), "more than 8,192 of its keys are numbers"),
     "huge number": (state(pickle.LONG1 + b"\xff" + b"\x7f" * 255), "entry 'linear.weight' is no plain tensor"),
     "huge key": (state(pickle.NONE, text("\x1b[31m" + "x" * 10**6)), "1,000,010 characters"),
 }  # fmt: skip

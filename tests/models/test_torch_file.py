@@ -1,5 +1,6 @@
 """Files of torch.save from others: nothing runs, and nothing takes more than the file holds."""
 
+import pickle
 import random
 import tracemalloc
 import zipfile
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile_files import HOSTILE, archive, state, tensor
+from hostile_files import HOSTILE, archive, of_type, state, tensor
 
 from repquant.errors import InputError
 from repquant.models.checkpoints import load_tensors
@@ -39,6 +40,23 @@ def test_the_pickles_above_are_as_those_of_torch(tmp_path):
     path = archive(tmp_path / "w.pth", state(tensor((1,), (1,), 1)))
     assert torch.load(path, weights_only=True) == {"linear.weight": torch.ones(1)}
     assert load_tensors(path) == {"linear.weight": torch.ones(1)}
+
+
+def test_what_makes_many_objects_is_refused(tmp_path):
+    """An empty dictionary takes a byte in the file and 64 in memory."""
+    path = archive(tmp_path / "w.pth", state(pickle.EMPTY_DICT * 2**21))
+    assert "longer than any of a network" in refusal(path)
+
+
+@pytest.mark.parametrize("dtype", [name for name, value in vars(torch).items() if isinstance(value, torch.dtype)])
+def test_a_tensor_of_any_type_is_read_or_refused(tmp_path, dtype):
+    """Torch has types for which it can do almost nothing, and stops with an error."""
+    path = archive(tmp_path / "w.pth", state(of_type(dtype)), floats=2)
+    try:
+        (tensor,) = load_tensors(path).values()
+    except InputError:
+        return
+    assert tensor.isfinite().all()
 
 
 def test_a_compressed_member_is_refused(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -71,6 +72,8 @@ def test_missing_file(tmp_path):
         (lambda _: "[1]", "schema version None"),
         (lambda text: text.replace('"top5"', '"top50"'), "fields do not fit: .*top50"),
         (lambda text: text.replace('"results"', '"rows"'), "fields do not fit: 'results'"),
+        (lambda _: "[" * 10**5, "maximum recursion depth"),
+        (lambda text: re.sub('"results": .', '"results": [5], "more": [', text), "fields do not fit"),
     ],
 )
 def test_file_that_is_no_record(record, tmp_path, change, reason):

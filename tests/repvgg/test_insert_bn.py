@@ -95,6 +95,14 @@ def test_files_that_do_not_fit(network, images, branches, training_network, tmp_
         load_inserted_bn(network, tmp_path / "missing.safetensors")
 
 
+def test_a_file_with_values_that_are_no_numbers_is_refused(network, images, tmp_path):
+    inserted = insert_bn(network, measure_outputs(network, [images]))
+    inserted.get_submodule("head").weight.data[0, 0] = float("nan")
+    save_inserted_bn(inserted, tmp_path / "inserted.safetensors")
+    with pytest.raises(InputError, match=r"head\.weight has values that are no numbers"):
+        load_inserted_bn(network, tmp_path / "inserted.safetensors")
+
+
 def test_statistics_of_another_network_are_refused(network, images):
     moments = measure_outputs(network, [images])
     del moments["stem.conv"]

@@ -241,7 +241,7 @@ def test_without_tensorrt(qdq_model, engine_file):
 
 @pytest.mark.parametrize("batches", [(16, 1, 64), (1, 64, 16), (0, 1, 2)])
 def test_batches_in_the_wrong_order(batches):
-    with pytest.raises(InputError, match="give the smallest, the best and the largest, in this order and from 1 on"):
+    with pytest.raises(InputError, match="the best and the largest, in this order, from 1 to 65,536"):
         BuildOptions(batches=batches)
 
 

@@ -3,6 +3,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from repquant.check import check
 from repquant.errors import InputError
 from repquant.targets.onnx_graph import graph_of, node_name, read_graph
 
@@ -63,4 +64,44 @@ def test_external_data(good, tmp_path):
     assert np.array_equal(read_graph(path).array("head.w"), np.full((3, 4), 100, np.int8))
     (tmp_path / "weights.bin").rename(tmp_path / "elsewhere.bin")
     with pytest.raises(InputError, match=r"has tensors in weights\.bin, which is not beside it; copy it there"):
+        read_graph(path)
+
+
+def test_a_circle_ends(sketch, tmp_path):
+    """What leads back to itself is followed once, and is no valid file."""
+    s = sketch
+    s.give(s.quantized(s.node("MaxPool", s.node("Reshape", "turn_out", "turn_out", name="turn"), kernel_shape=[1, 1])))
+    graph = graph_of(s.model())
+    assert graph.producer("turn_out", "Reshape") is None
+
+
+def test_what_is_read_twice_is_followed_once(sketch, tmp_path):
+    """Of 60 operators in a row, each with two ways to the next, there are 2 ** 60 ways to the end."""
+    s = sketch
+    pooled = s.node("MaxPool", s.quantized(s.image), kernel_shape=[1, 1])
+    for _ in range(60):
+        pooled = s.node("Reshape", pooled, pooled)
+    path = tmp_path / "long.onnx"
+    onnx.save(s.give(s.quantized(pooled, "end")).model(), path)
+    check(path, "tensorrt")
+
+
+def test_a_file_that_is_not_valid_is_to_blame(sketch, tmp_path):
+    path = tmp_path / "invalid.onnx"
+    model = sketch.give(sketch.block(sketch.image)).model()
+    del model.graph.node[0].output[:]
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"invalid\.onnx is no valid ONNX file: "):
+        check(path, "tensorrt")
+
+
+def test_tensors_elsewhere_are_not_read(sketch, tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(64))
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "model.onnx"
+    model = sketch.give(sketch.block(sketch.image)).model()
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../secret", 0, 16)
+    model.graph.initializer[0].ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="its tensors can't be read from other files"):
         read_graph(path)

@@ -1,15 +1,12 @@
-"""Kill trainings with SIGKILL at random moments, resume each, and compare the weights with those of one left alone.
+"""Kill trainings at random moments, resume each, and compare the weights with those of one left alone.
 
 Run as a program with a folder, a number of kills and a seed; prints one JSON object. The trainings are forks of this
 process, which has torch imported but no thread of its own.
 """
 
 import json
-import os
 import random
-import signal
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -17,11 +14,9 @@ import torch
 import torch._dynamo  # an optimizer imports it at its first step, which takes seconds
 from tiny import make_trainer, plan
 
+from kills import Moment, ended_by_itself, fork, read_events
 from repquant.train.checkpoint import checkpoint_path, newest_checkpoint, open_run
 from repquant.train.recipe import Recipe
-
-LONGEST_LIFE = 0.7
-"""As a share of the time that a whole training takes; the shortest is none at all."""
 
 
 def recipe() -> Recipe:
@@ -39,27 +34,23 @@ def train(folder: Path) -> None:
     torch.save([training.model.state_dict(), training.result.state_dict()], folder / "final.pth")
 
 
-def fork(folder: Path) -> int:
-    child = os.fork()
-    if child == 0:
-        status = 1
+def start(folder: Path, moment: Moment | None, events: Path | None = None) -> int:
+    def work() -> int:
         try:
             train(folder)
-            status = 0
         except BaseException:
             traceback.print_exc()
-        finally:
-            os._exit(status)
-    return child
+            return 1
+        return 0
+
+    return fork(work, moment, events)
 
 
 def finished(child: int) -> bool:
     """Wait for the child; whether it ended by itself."""
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0, "the training failed"
-        return True
-    return False
+    status = ended_by_itself(child)
+    assert status in (0, None), "the training failed"
+    return status == 0
 
 
 def same(first: Path, second: Path) -> bool:
@@ -71,20 +62,15 @@ def main(folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     dice = random.Random(seed)
     (folder / "whole").mkdir()
-    began = time.perf_counter()
-    assert finished(fork(folder / "whole"))
-    longest = LONGEST_LIFE * (time.perf_counter() - began)
+    assert finished(start(folder / "whole", None, folder / "events.json"))
+    events = read_events(folder / "events.json")
     killed, identical, runs, steps = 0, True, 0, []
     while killed < kills:
         run = folder / f"run-{runs}"
         runs += 1
         is_done = False
         while not is_done:
-            child = fork(run)
-            if killed < kills:
-                time.sleep(dice.uniform(0, longest))
-                os.kill(child, signal.SIGKILL)
-            is_done = finished(child)
+            is_done = finished(start(run, events.moment(dice) if killed < kills else None))
             if not is_done:
                 killed += 1
                 steps.append(max((int(path.stem.split("-")[1]) for path in run.glob("checkpoint-*.pth")), default=0))

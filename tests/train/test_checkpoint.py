@@ -302,7 +302,18 @@ def test_a_setting_that_an_older_version_did_not_know_is_a_difference(tmp_path, 
         open_run(tmp_path, recipe(), resume=True)
 
 
-@pytest.mark.parametrize(("content", "message"), [("a: [", "can't read .*recipe.yaml"), ("5", "is not the recipe")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "can't read .*recipe.yaml"),
+        ("5", "is not the recipe"),
+        ("a: &a {x: 1}\nb: &b {<<: [*a, *a]}", "recipe.yaml refers to other parts of itself"),
+        ("a: " + "[" * 9, "recipe.yaml is nested too deeply"),
+        (f"epochs: 0x{'f' * 9000}", "epochs was a number of thousands of digits and is"),
+        (f"epochs: {'x' * 9000}", r"epochs was x{120}\.\.\. \(9,000 characters\) and is"),
+        ('"\\e[31m": 1', r"recipe: \\x1b\[31m was 1 and is None now"),
+    ],
+)
 def test_a_damaged_recipe_is_refused(tmp_path, recipe, content, message):
     (tmp_path / "recipe.yaml").write_text(content)
     checkpoint(4).save(tmp_path, keep=1)

@@ -13,6 +13,9 @@ from repquant.train.stopping import StoppedError
 
 EXIT_DONE, EXIT_ERROR, EXIT_INPUT, EXIT_STOPPED = 0, 1, 2, os.EX_TEMPFAIL
 
+_MOST_CHARACTERS = 4000
+"""Of a sentence: names in files are of any length, and so many of them may be wrong."""
+
 _NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "out of memory", "std::length_error")
 
 
@@ -25,6 +28,8 @@ def explain(error: BaseException, verb: str, arguments: Sequence[str]) -> int:
         arguments: what the person gave, for a report.
     """
     status, sentence = _sentence(error, arguments)
+    if len(sentence) > _MOST_CHARACTERS and status == EXIT_INPUT:
+        sentence = f"{sentence[:_MOST_CHARACTERS]}... ({len(sentence):,} characters)"
     print(visible(f"{f'repquant {verb}'.strip()}: {with_flags(sentence)}"), file=sys.stderr)
     return status
 

@@ -12,7 +12,7 @@ from repquant.cli.console import show_headlines
 from repquant.cli.failures import EXIT_DONE, explain
 from repquant.cli.parser import OptionParser, add_options, given_at_least
 from repquant.cli.repeating import with_recorded_options
-from repquant.cli.untrusted_text import check_arguments
+from repquant.cli.untrusted_text import check_arguments, require_code_is_asked_for, require_configurations_stay
 from repquant.cli.verbs import VERBS, module_of
 from repquant.errors import InputError, shortened
 from repquant.option_ranges import check_ranges
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = {field.name: chosen[field.name] for field in fields(verb.Options)}
         options = verb.Options(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
         check_ranges(options)
+        require_code_is_asked_for(options, given)
+        require_configurations_stay(options, given)
         verb.run(options)
     except (Exception, KeyboardInterrupt, StoppedError) as error:
         asked = signals.asked()

@@ -28,8 +28,8 @@ from repquant.choices import Device
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.flags import with_flags
 from repquant.cli.options import RUNTIME_NAMES, CalibrationOptions, DataOptions, ModelOptions, TargetOptions
-from repquant.errors import InputError
-from repquant.option_ranges import BATCH, COUNT, EPOCHS, RATE, Names, option
+from repquant.errors import InputError, shortened
+from repquant.option_ranges import BATCH, COUNT, EPOCHS, RATE, SEED, Names, option
 
 AS_IT_IS = {"equalization": "none", "identity": "fused", "rounding": "nearest", "rounding_images": 0}
 ON_LABELS = {
@@ -57,6 +57,7 @@ PTQ_ROWS: dict[str, dict[str, Any]] = {
 ROW_NAMES = Names(("ptq", "ptq-default", *QAT_ROWS))
 _THOUSANDTH = 1e-3
 _DIVERGED = "diverged.json"
+_MOST_BYTES = 2**20
 _OF_THE_MACHINE = ("output", "resume", "overwrite", "device", "workers", "benchmark")
 
 
@@ -104,15 +105,8 @@ def run(options: Options) -> None:
             "alone can be made by `torchrun -m repquant qat`)"
         )
     names = ROW_NAMES.split(options.rows)
-    try:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-    except ValueError as error:
-        raise InputError(f"--seeds {options.seeds} was given; allowed are integers, with commas") from error
+    seeds = _seeds(options.seeds)
     output = output_folder(options)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"can't make the output folder {output}: {error.strerror}") from error
     folders: dict[str, Path] = {}
     diverged = []
     for name in names:
@@ -120,7 +114,7 @@ def run(options: Options) -> None:
             title = f"{name}, seed {seed}" if name in QAT_ROWS and len(seeds) > 1 else name
             folder = _complete(name, seed, options, output)
             if (folder / _DIVERGED).is_file():
-                diverged.append(f"{title}: diverged: {json.loads((folder / _DIVERGED).read_text())['error']}")
+                diverged.append(f"{title}: diverged: {_divergence(folder)['error']}")
             else:
                 folders[title] = folder
     rows = comparison_rows({title: read_record(folder / "result.json") for title, folder in folders.items()})
@@ -181,15 +175,40 @@ def _require_same(name: str, folder: Path, row: Any) -> None:
     from repquant.report.record import read_record
 
     diverged = folder / _DIVERGED
-    if diverged.is_file():
-        before = json.loads(diverged.read_text(encoding="utf-8"))["config"]
-    else:
-        before = read_record(folder / "result.json").config
+    before = _divergence(folder)["config"] if diverged.is_file() else read_record(folder / "result.json").config
     now = json.loads(json.dumps(asdict(row)))
     differing = [key for key in now if key not in _OF_THE_MACHINE and before.get(key) != now[key]]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)} and is {now[key]} now" for key in differing)
         raise InputError(f"row {name} in {folder} has other settings: {changes}. Choose another output folder")
+
+
+def _divergence(folder: Path) -> dict[str, Any]:
+    """Read what `_complete` left for a training that diverged.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    from repquant.regular_files import read_regular
+
+    path = folder / _DIVERGED
+    try:
+        content = json.loads(read_regular(path, _MOST_BYTES))
+        if not (isinstance(content["error"], str) and isinstance(content["config"], dict)):
+            raise ValueError("other entries")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{path} is damaged; remove {folder} to train the row again") from error
+    return {"error": content["error"], "config": content["config"]}
+
+
+def _seeds(given: str) -> list[int]:
+    try:
+        seeds = [int(seed) for seed in given.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or not all(seed in SEED for seed in seeds):
+        raise InputError(f"--seeds {shortened(given)} was given; allowed are integers {SEED}, with commas")
+    return seeds
 
 
 def _qat_settings(name: str, seed: int, options: Options) -> dict[str, Any]:

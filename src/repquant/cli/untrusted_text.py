@@ -1,16 +1,17 @@
-"""Arguments and configurations before they are parsed: what takes a parser for ever, or all memory, is refused."""
+"""Arguments and configurations: what takes a parser for ever is refused, and so is code that only a file asks for."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-import yaml
-
+from repquant.cli.options import NetworkOptions
 from repquant.errors import InputError, shortened
+from repquant.plain_yaml import require_plain
 from repquant.regular_files import read_regular
 
 _MOST_BYTES = 2**16
-_MOST_DEPTH = 8
 _MOST_CHARACTERS = 2**13  # of an argument; a path has half of it
 _CONFIG = "--config"
 
@@ -27,17 +28,46 @@ def check_arguments(arguments: Sequence[str]) -> None:
             raise InputError(f"an argument has {len(argument):,} characters; {_MOST_CHARACTERS:,} are the most")
         if not argument.isprintable() and any(ord(character) < 32 for character in argument):
             raise InputError(f"control characters are not allowed in arguments: {shortened(argument)}")
+        require_plain(argument, argument)
+    for path in _configurations(arguments):
+        _check_configuration(path)
+
+
+def require_configurations_stay(options: Any, arguments: Sequence[str]) -> None:
+    """Accept an output that replaces no configuration.
+
+    Raises:
+        InputError: a configuration is in the folder that would be replaced.
+    """
+    output = Path(os.path.realpath(getattr(options, "output", "")))
+    for path in _configurations(arguments) if getattr(options, "overwrite", False) else ():
+        if Path(os.path.realpath(path)).is_relative_to(output):
+            raise InputError(f"output {options.output} holds the configuration {path}, which would be lost; move it")
+
+
+def require_code_is_asked_for(options: Any, arguments: Sequence[str]) -> None:
+    """Accept a network of the person's own only where the command line names it.
+
+    Raises:
+        InputError: a configuration does, which may be somebody else's, and the network is code that would be run.
+    """
+    is_asked = any(argument == "--model" or argument.startswith("--model=") for argument in arguments)
+    if isinstance(options, NetworkOptions) and options.model and not is_asked:
+        raise InputError(
+            f"model {shortened(options.model)} is code that would be run, and configurations may be from others; give "
+            "it on the command line, with --model"
+        )
+
+
+def _configurations(arguments: Sequence[str]) -> Iterator[Path]:
     for argument, following in pairwise([*arguments, ""]):
         if argument == _CONFIG:
-            _check_configuration(following)
+            yield Path(following)
         elif argument.startswith(f"{_CONFIG}="):
-            _check_configuration(argument.removeprefix(f"{_CONFIG}="))
-        else:
-            _check_nesting(argument, argument)
+            yield Path(argument.removeprefix(f"{_CONFIG}="))
 
 
-def _check_configuration(name: str) -> None:
-    path = Path(name)
+def _check_configuration(path: Path) -> None:
     try:
         if not (path.exists() or path.is_symlink()):
             return  # the parser says so
@@ -46,19 +76,4 @@ def _check_configuration(name: str) -> None:
         raise InputError(f"configuration {path} is no text in UTF-8") from error
     except OSError as error:
         raise InputError(f"can't read configuration {path}: {error.strerror}") from error
-    _check_nesting(content, f"configuration {path}")
-
-
-def _check_nesting(text: str, name: str) -> None:
-    if not any(character in text for character in "[{*&-"):
-        return
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise InputError(f"{shortened(name)} refers to other parts of itself, which is not allowed")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MOST_DEPTH:
-                raise InputError(f"{shortened(name)} is nested too deeply")
-    except yaml.YAMLError:
-        pass  # the parser says what is wrong, if it is to be YAML at all
+    require_plain(content, f"configuration {path}")

@@ -187,6 +187,9 @@ class _AheadLoader(DataLoader[DecodedBatch]):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def check_worker_number_rationality(self) -> None:
+        """Do not warn of more workers than cores: how many are allowed is said where they are asked for."""
+
 
 class _Slices(Dataset[DecodedBatch]):
     """Item i is the i-th batch of the indices."""

@@ -15,7 +15,7 @@ from repquant.models.dialects import detect, detect_form, dialect_for, from_nati
 from repquant.models.mismatch import closest_architecture, differences, explain
 from repquant.models.network import RepVGG, build
 from repquant.models.safetensors_bytes import serialized
-from repquant.models.torch_file import load_torch_file
+from repquant.models.torch_file import PLAIN_TYPES, load_torch_file
 from repquant.models.torch_pickle import CodeError
 from repquant.models.zoo import get_spec
 from repquant.regular_files import require_regular
@@ -199,11 +199,7 @@ def _plain_tensors(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not (value.is_quantized or value.is_complex() or value.is_meta)
-    )
+    return isinstance(value, Tensor) and value.dtype in PLAIN_TYPES
 
 
 def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

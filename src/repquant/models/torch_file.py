@@ -22,6 +22,8 @@ _ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MOST_DIMENSIONS = 8
 _SHARING = 2  # how many times over the bytes of a file may be in tensors: two names for one weight are usual
+_LEAST_BYTES = 64  # that a tensor counts for: its name and shape take as much in a file
+_MOST_PAIRS = 2**16  # of dictionaries that are made from lists of pairs, as Python 2 did
 _STORAGES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -36,7 +38,21 @@ _STORAGES = {
     "ComplexFloat": torch.complex64,
     "ComplexDouble": torch.complex128,
 }
-_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+PLAIN_TYPES = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8),
+        *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+        *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz, torch.float8_e8m0fnu),
+    }
+)
+"""Types of numbers that can be worked with. Torch has others, for which it can do almost nothing."""
+
+_DTYPES = {
+    str(dtype): dtype if dtype in PLAIN_TYPES else str(dtype)
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
 _NO_PLAIN_TENSORS = (
     "_utils._rebuild_sparse_tensor",
     "_utils._rebuild_qtensor",
@@ -74,20 +90,21 @@ def load_torch_file(path: Path) -> Any:
             return _Archive(archive, size).load()
 
 
-def _ordered(pairs: Any = ()) -> OrderedDict[str, Any]:
-    if not all(isinstance(key, str) for key, _ in pairs):
-        raise DamagedPickleError("a dictionary has keys that are no names")
-    return OrderedDict(pairs)
+def _size(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple):  # a copy of a long text or list, and again of the same
+        raise DamagedPickleError("the shape of a tensor is none")
+    return values
 
 
 class _Tensors:
     """Gives pickles their tensors, and counts what they declare."""
 
     def __init__(self, size: int) -> None:
-        self._left = _SHARING * size
+        self._left, self._pairs = _SHARING * size, _MOST_PAIRS
+        self._views: dict[tuple[str, torch.dtype], Tensor] = {}
         self.names: dict[str, Any] = {
-            "collections.OrderedDict": Function(_ordered),
-            "torch.Size": Function(tuple),
+            "collections.OrderedDict": Function(self._ordered),
+            "torch.Size": Function(_size),
             "torch.device": Function(lambda *_: None),  # everything is read onto the CPU
             "torch._utils._rebuild_tensor": Function(self._rebuild),
             "torch._utils._rebuild_tensor_v2": Function(self._rebuild),
@@ -98,6 +115,18 @@ class _Tensors:
             **{f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()},
             **_DTYPES,
         }
+
+    def _ordered(self, pairs: Any = ()) -> OrderedDict[str, Any]:
+        self._pairs -= len(pairs)
+        if self._pairs < 0 or not all(isinstance(key, str) for key, _ in pairs):
+            raise DamagedPickleError("a dictionary has keys that are no names, or too many")
+        return OrderedDict(pairs)
+
+    def _view(self, key: str, storage: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a storage, uint8, as another type; the same tensor each time: it may be asked for again and again."""
+        if (key, dtype) not in self._views:
+            self._views[key, dtype] = storage.view(dtype)
+        return self._views[key, dtype]
 
     def _rebuild_untyped(self, storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
         return self._rebuild(storage.view(rest[2]), offset, size, stride)
@@ -112,7 +141,7 @@ class _Tensors:
         last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if count else -1
         if count > len(storage) or last >= len(storage):
             raise DamagedPickleError("a tensor declares more values than its storage holds")
-        self._left -= count * storage.element_size()
+        self._left -= max(count * storage.element_size(), _LEAST_BYTES)
         if self._left < 0:
             raise DamagedPickleError("its tensors declare more bytes than the file has")
         return storage.as_strided(size, stride, offset)
@@ -158,7 +187,7 @@ class _Archive(_Tensors):
             self._storages[name] = torch.empty(self._sizes[name], dtype=torch.uint8)
             with self._archive.open(name) as stream:
                 _fill(stream, self._storages[name])  # type: ignore[arg-type]
-        return self._storages[name].view(dtype)
+        return self._view(name, self._storages[name], dtype)
 
 
 class _Legacy(_Tensors):
@@ -201,7 +230,7 @@ class _Legacy(_Tensors):
         of_type, storage = self._storages[key]
         if (of_type, count * dtype.itemsize) != (dtype, len(storage)):
             raise DamagedPickleError("a storage has two sizes")
-        return storage.view(dtype)
+        return self._view(key, storage, dtype)
 
 
 def _fill(stream: BinaryIO, storage: Tensor) -> None:

@@ -1,8 +1,9 @@
 """Read a pickle of plain data as `torch.save` writes it. Nothing in it is run, and it takes no more than it holds.
 
-A pickle is a program for a stack machine. This machine knows the 30 operations that `torch.save` needs (protocol 2) and
+A pickle is a program for a stack machine. This machine knows the 33 operations that `torch.save` needs (protocol 2) and
 calls only what its caller names. Python's own reader, and torch's with `weights_only`, can be made to reserve memory
-for what a file merely declares, and to hash or compare what takes for ever.
+for what a file merely declares, and to hash or compare what takes for ever. An object takes a byte in a file and a
+hundred in memory, so operations are counted too.
 """
 
 import pickle
@@ -13,6 +14,12 @@ from typing import Any, BinaryIO
 
 MOST_BYTES = 2**22
 """Of one pickle. That of a network with 1,000 tensors and its optimizer has a tenth of it."""
+
+_MOST_OPERATIONS = 2**20
+"""Of one pickle. A network with 1,000 tensors and its optimizer takes a tenth of it."""
+
+_MOST_NUMBERED = 2**13
+"""Keys that are numbers: of those, other than of texts, anybody can find many with one hash. Optimizers have some."""
 
 _MOST_DEPTH, _MOST_VALUES = 32, 10**6
 _SIZES = {
@@ -91,9 +98,14 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._numbered = 0
 
     def run(self) -> Any:
+        operations = 0
         while (operation := self._read(1)) != pickle.STOP:
+            operations += 1
+            if operations > _MOST_OPERATIONS:
+                raise DamagedPickleError("it is longer than any of a network")
             number = self._number(_SIZES[operation]) if operation in _SIZES else 0
             self._do(operation, number)
         (value,) = self._stack
@@ -191,6 +203,9 @@ class _Machine:
         # Tuples as keys could be nested so that their hash takes for ever.
         if not isinstance(self._stack[-1], dict) or not all(isinstance(key, str | int | float) for key in keys):
             raise DamagedPickleError("it has keys that are neither names nor numbers")
+        self._numbered += sum(not isinstance(key, str) for key in keys)
+        if self._numbered > _MOST_NUMBERED:
+            raise DamagedPickleError(f"more than {_MOST_NUMBERED:,} of its keys are numbers")
         self._stack[-1].update(zip(keys, pairs[1::2], strict=True))
 
     def _global(self, name: str) -> Any:

@@ -13,9 +13,13 @@ from repquant.atomic import replace_file
 from repquant.errors import InputError
 from repquant.methods.divergence import Divergence
 from repquant.methods.sensitivity import LayerSensitivity, Sensitivity, StepHistogram
+from repquant.regular_files import read_regular
 from repquant.report.record import CalibrationRecord
 
 SCHEMA_VERSION = 1
+
+_MOST_BYTES = 2**26
+"""Of a file; one that names 100,000 images that were left out has a fifth of it."""
 
 MOST = 0.5
 """A share that is called most of the whole."""
@@ -76,7 +80,7 @@ class Analysis:
                     "notes": tuple(data["notes"]),
                 }
             )
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"fields do not fit: {error}") from error
 
 
@@ -97,10 +101,10 @@ def read_analysis(path: Path) -> Analysis:
         InputError: there is no such file, or it is not an analysis that this version reads.
     """
     try:
-        return Analysis.from_json(path.read_text(encoding="utf-8"))
+        return Analysis.from_json(read_regular(path, _MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror}; give the analysis.json of a run") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not an analysis: {error}; give the analysis.json of a run") from error
 
 

@@ -178,6 +178,8 @@ def load_inserted_bn(model: RepVGG, path: Path) -> RepVGG:
         inserted.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{path} is damaged: {shortened(str(error))}; make it with `repquant insert-bn`") from error
+    if wrong := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise InputError(f"{path}: {shortened(wrong[0])} has values that are no numbers; make it anew")
     for name, conv in deploy_convolutions(model).items():
         layer = inserted.get_submodule(name)
         assert isinstance(layer, NormalizedConv2d)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Batches = tuple[int, int, int]
 
+_MOST_IMAGES = 65536
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
@@ -40,10 +42,10 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         smallest, best, largest = self.batches
-        if not 1 <= smallest <= best <= largest:
+        if not 1 <= smallest <= best <= largest <= _MOST_IMAGES:
             raise InputError(
                 f"batches {smallest}, {best}, {largest} were given; give the smallest, the best and the largest, in "
-                "this order and from 1 on"
+                f"this order, from 1 to {_MOST_IMAGES:,}"
             )
         if self.workspace_mib < 1:
             raise InputError(f"a workspace of {self.workspace_mib} MiB was given; give at least 1")

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from repquant.errors import shortened
+
 Severity = Literal["refused", "inexact", "runs in float", "slower"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
@@ -51,4 +53,5 @@ class Finding:
 
     def __str__(self) -> str:
         """Return it for a person."""
-        return f"{self.rule.severity}: {self.node or 'the file'}: {self.detail} [{self.rule.name}]; {self.rule.remedy}"
+        place = shortened(self.node) or "the file"
+        return f"{self.rule.severity}: {place}: {self.detail} [{self.rule.name}]; {self.rule.remedy}"

@@ -1,7 +1,8 @@
 """An ONNX file as the rules read it: who writes a tensor, who reads it, what is constant."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -65,9 +66,11 @@ class OnnxGraph:
     def producer(self, name: str, *through: str) -> NodeProto | None:
         """Return the node that writes a tensor, looking behind operators that only move values."""
         node = self.producers.get(name)
-        while node is not None and node.op_type in through:
+        for _ in self.nodes:  # as far as a path can lead that is no circle
+            if node is None or node.op_type not in through:
+                return node
             node = self.producers.get(node.input[0])
-        return node
+        return None
 
     def is_output(self, name: str) -> bool:
         """Whether the graph gives a tensor to its caller."""
@@ -78,7 +81,7 @@ def read_graph(path: Path) -> OnnxGraph:
     """Read the ONNX file at `path`, the files beside it that hold its tensors included.
 
     Raises:
-        InputError: no such file, no ONNX file, or one of the files beside it is missing.
+        InputError: no such file, no ONNX file, or one of the files beside it is missing or elsewhere.
     """
     if not path.is_file():
         raise InputError(f"model file {path} does not exist; give an .onnx file")
@@ -94,10 +97,38 @@ def read_graph(path: Path) -> OnnxGraph:
     external = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
     locations = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
     if missing := sorted(name for name in locations if not (path.parent / name).is_file()):
-        raise InputError(f"{path} has tensors in {', '.join(missing)}, which is not beside it; copy it there")
+        names = ", ".join(map(shortened, missing))
+        raise InputError(f"{path} has tensors in {names}, which is not beside it; copy it there")
     if external:
-        load_external_data_for_model(model, str(path.parent))
-    return graph_of(model)
+        try:
+            load_external_data_for_model(model, str(path.parent))
+        except (onnx.checker.ValidationError, OSError, ValueError) as error:
+            raise InputError(f"{path}: its tensors can't be read from other files: {_first_line(error)}") from error
+    with blaming_the_file(path, model):
+        return graph_of(model)
+
+
+@contextmanager
+def blaming_the_file(path: Path, model: onnx.ModelProto) -> Iterator[None]:
+    """Let what fails in the block be the fault of the file, where onnx's own checker refuses the file too.
+
+    Raises:
+        InputError: it does; else the error is as it was.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        try:
+            onnx.checker.check_model(model)
+        except Exception as refusal:
+            raise InputError(f"{path} is no valid ONNX file: {_first_line(refusal)}") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def graph_of(model: onnx.ModelProto) -> OnnxGraph:

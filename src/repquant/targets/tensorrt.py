@@ -339,9 +339,11 @@ def _pools(graph: OnnxGraph) -> Iterator[Finding]:
 
 
 def _is_quantized_behind(graph: OnnxGraph, node: NodeProto) -> bool:
-    readers = list(graph.readers[node.output[0]])
+    readers, seen = list(graph.readers[node.output[0]]), set()
     while readers and all(reader.op_type in _MOVING for reader in readers):
-        readers = [next_reader for reader in readers for next_reader in graph.readers[reader.output[0]]]
+        names = {reader.output[0] for reader in readers} - seen  # one may read a tensor twice, or lead back to it
+        seen |= names
+        readers = [reader for name in names for reader in graph.readers[name]]
     return bool(readers) and all(reader.op_type in (QUANTIZE, "Concat") for reader in readers)
 
 

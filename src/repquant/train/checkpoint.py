@@ -15,9 +15,10 @@ import yaml
 from torch import Tensor
 
 from repquant.atomic import replace_file
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.locks import is_lock
 from repquant.models.torch_file import load_torch_file
+from repquant.plain_yaml import require_plain
 from repquant.regular_files import read_regular
 from repquant.train.meters import SUMS
 from repquant.train.recipe import Recipe
@@ -218,9 +219,13 @@ def _first_good(paths: Sequence[Path], damaged: tuple[str, ...], folder: Path) -
 def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
     path = folder / _RECIPE
     try:
-        started_with = yaml.safe_load(read_regular(path, _MOST_RECIPE_BYTES))
+        text = read_regular(path, _MOST_RECIPE_BYTES).decode("utf-8")
+        require_plain(text, str(path))
+        started_with = yaml.safe_load(text)
     except FileNotFoundError:
         raise InputError(f"output folder {folder} holds no run to resume: there is no {_RECIPE}") from None
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"can't read {path}: {_first_line(error)}") from error
     if not isinstance(started_with, dict):
@@ -236,7 +241,14 @@ def _require_same_recipe(folder: Path, recipe: Recipe) -> None:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for name in dict.fromkeys((*before, *now)):
         if before.get(name) != now.get(name):
-            yield f"{name} was {before.get(name)} and is {now.get(name)} now"
+            yield f"{_shown(name)} was {_shown(before.get(name))} and is {now.get(name)} now"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return shortened(str(value))
+    except ValueError:  # Python does not write out integers of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

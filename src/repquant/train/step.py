@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repquant.data.loading import Batch
@@ -157,10 +157,17 @@ def _require_fit(moments: Any, optimizer: Optimizer) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(moments, dict) or not moments.keys() <= set(range(len(parameters))):
         raise ValueError("the moments of the optimizer are not of these parameters")
+    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, AdamW) else {"momentum_buffer"}
     for number, moment in moments.items():
-        shapes = (parameters[number].shape, torch.Size(()))
-        if not all(value is None or (isinstance(value, Tensor) and value.shape in shapes) for value in moment.values()):
+        if not moment.keys() <= names or (isinstance(optimizer, AdamW) and len(moment) < len(names)):
+            raise ValueError(f"the moments of parameter {number} are not those of {type(optimizer).__name__}")
+        shapes = {name: torch.Size(()) if name == "step" else parameters[number].shape for name in names}
+        if not all(value is None or _is_moment(value, shapes[name]) for name, value in moment.items()):
             raise ValueError(f"moments of the optimizer do not have the shape of parameter {number}")
+
+
+def _is_moment(value: Any, shape: torch.Size) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.shape == shape
 
 
 def _with_rates(own: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[dict[str, Any]]:
