@@ -70,7 +70,6 @@ def run(options: Options) -> None:
         write_analysis,
     )
     from repquant.report.figures import CAPTIONS, write_figures
-    from repquant.report.record import CalibrationRecord
 
     if options.calibrator not in CALIBRATORS:
         raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
@@ -102,12 +101,7 @@ def run(options: Options) -> None:
             config=config,
             inputs=hashed_weights(options),
             environment=environment(),
-            calibration=CalibrationRecord(
-                images=calibration.images_read,
-                seed=options.seed,
-                sha256=calibration.subset.sha256,
-                seconds=timed.collect_seconds,
-            ),
+            calibration=calibration.record(timed.collect_seconds),
             seconds=perf_counter() - started,
             sensitivity=sensitivity,
             advice=advice(sensitivity, done, options.calibrator, target),

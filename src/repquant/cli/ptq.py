@@ -58,7 +58,7 @@ def run(options: Options) -> None:
     from repquant.cli.proof import prove, tell
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
     from repquant.numerics.ranges import CALIBRATORS
-    from repquant.report.record import CalibrationRecord, Record, headline, write_record
+    from repquant.report.record import Record, headline, write_record
     from repquant.runtimes.available import ENGINES, installed, require
 
     calibrators = split_names(options.calibrator, CALIBRATORS, "calibrator")
@@ -108,6 +108,7 @@ def run(options: Options) -> None:
             graph,
             quantized,
             evaluation,
+            calibration,
             runtimes,
             folder,
             output,
@@ -119,16 +120,12 @@ def run(options: Options) -> None:
             config=config,
             inputs=hashed_weights(options),
             environment=environment(),
-            calibration=CalibrationRecord(
-                images=calibration.images_read,
-                seed=options.seed,
-                sha256=calibration.subset.sha256,
-                seconds=timed.collect_seconds,
-            ),
+            calibration=calibration.record(timed.collect_seconds),
             notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             float_row=proof.float_row,
             results=proof.rows,
+            disagreements=proof.disagreements,
             work_seconds=timed.seconds + sum(search_seconds.values()) + rounding_seconds,
         )
         write_record(record, folder / "result.json")
