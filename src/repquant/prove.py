@@ -23,8 +23,8 @@ from repquant.evaluate.stream import evaluate as run_all
 from repquant.graph.batches import rereadable
 from repquant.graph.interface import as_returned, flattened, input_names, output_names
 from repquant.graph.run import Batch, inputs_of
-from repquant.quantize import Quantized, captured
 from repquant.methods.sensitivity import Sensitivity
+from repquant.quantize import Quantized, captured
 from repquant.report.disagreements import disagreement_records
 from repquant.report.page import html
 from repquant.report.reading import write_text

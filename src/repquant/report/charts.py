@@ -68,6 +68,7 @@ class Profile:
 
     Attributes:
         title: what is drawn.
+        name: the same in a word or two.
         color: name of a color of the page.
         top: the largest value, as a text; the ground is `bottom`.
         bars: of the layers that have the figure.
@@ -76,6 +77,7 @@ class Profile:
     """
 
     title: str
+    name: str
     color: str
     top: str
     bottom: str
@@ -88,12 +90,39 @@ def profiles(sensitivity: Sensitivity) -> list[Profile]:
     """Return the figures that are drawn of every layer."""
     layers, whole = sensitivity.layers, 1000 * sensitivity.both.harm
     found = [
-        _profile("Range over sigma of the weights", "weights", layers, lambda layer: layer.range_over_sigma, ground=1.0),
-        _profile("SQNR of the weights, dB: short is bad", "weights", layers, lambda layer: layer.weight_sqnr_db),
-        _profile("SQNR of the input, dB: short is bad", "activations", layers, lambda layer: layer.input_sqnr_db),
-        _profile("KL x 1000 with only this layer in INT8", "only", layers, lambda layer: 1000 * layer.only.harm, 2),
         _profile(
-            "KL x 1000 with all but this layer in INT8", "spared", layers, lambda layer: 1000 * layer.all_but.harm, 2, whole
+            "Range over sigma of the weights",
+            "range/sigma",
+            "weights",
+            layers,
+            lambda layer: layer.range_over_sigma,
+            ground=1.0,
+        ),
+        _profile(
+            "SQNR of the weights, dB: short is bad",
+            "weight SQNR",
+            "weights",
+            layers,
+            lambda layer: layer.weight_sqnr_db,
+        ),
+        _profile(
+            "SQNR of the input, dB: short is bad",
+            "input SQNR",
+            "activations",
+            layers,
+            lambda layer: layer.input_sqnr_db,
+        ),
+        _profile(
+            "KL x 1000 with only this layer in INT8", "only", "only", layers, lambda layer: 1000 * layer.only.harm, 2
+        ),
+        _profile(
+            "KL x 1000 with all but this layer in INT8",
+            "all but",
+            "spared",
+            layers,
+            lambda layer: 1000 * layer.all_but.harm,
+            2,
+            whole,
         ),
     ]
     return [profile for profile in found if profile.bars]
@@ -101,6 +130,7 @@ def profiles(sensitivity: Sensitivity) -> list[Profile]:
 
 def _profile(
     title: str,
+    name: str,
     color: str,
     layers: Sequence[LayerSensitivity],
     figure: Callable[[LayerSensitivity], float | None],
@@ -127,6 +157,7 @@ def _profile(
     )
     return Profile(
         title=title + (", logarithmic" if ground else ""),
+        name=name,
         color=color,
         top=f"{highest:.{digits}f}",
         bottom=f"{low:g}",

@@ -24,12 +24,12 @@ from repquant.report.charts import (
     intervals,
     profiles,
 )
-from repquant.report.latency_chart import LatencyChart, latency_chart
+from repquant.report.latency_chart import latency_chart
 from repquant.report.record import DisagreementRecord
 from repquant.report.rows import Row
 from repquant.report.run import Run
 from repquant.report.thumbnails import CALIBRATION, EVALUATION
-from repquant.report.verdict import Verdict, signed, verdict
+from repquant.report.verdict import MINUS, TREATMENT, Verdict, signed, verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _NONE = "\N{EN DASH}"
@@ -49,9 +49,11 @@ def html(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "signed": signed}
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, script = (_compact((_TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
     page = environment.get_template("page.html").render(
         views=_views(runs),
+        several=len(runs) > 1,
+        metric=any(row.metric is not None for run in runs if run.record for row in run.record.rows),
         latency=latency_chart(runs),
         settings=settings(runs),
         bins=bins(),
@@ -63,7 +65,7 @@ def html(runs: Sequence[Run]) -> str:
         policy=f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
         "base-uri 'none'; form-action 'none'",
     )
-    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+    return _compact(page) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class Layers:
     Attributes:
         sensitivity: what was measured.
         settings: that the network was quantized with, for a person.
+        is_untreated: whether it was rounded to the nearest without anything else, as by other tools.
         profiles: figures of all layers.
         shares: for each layer, the part of the KL that goes away when it stays in float, in percent.
         diagonal: weights of the layer whose diagonal stands out most, and its name.
@@ -119,6 +122,7 @@ class Layers:
 
     sensitivity: Sensitivity
     settings: str
+    is_untreated: bool
     profiles: Sequence[Profile]
     shares: Sequence[float]
     diagonal: tuple[str, GridChart] | None
@@ -127,7 +131,7 @@ class Layers:
 
 def number(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
     """Return a number as a text, a dash for None."""
-    return _NONE if value is None else f"{value * factor:,.{digits}f}"
+    return _NONE if value is None else f"{value * factor:,.{digits}f}".replace("-", MINUS)
 
 
 def bins() -> list[str]:
@@ -186,11 +190,12 @@ def _layers(run: Run) -> Layers | None:
     if measured is None:
         return None
     given = {} if run.analysis is None else run.analysis.config
-    told = ("target", "calibrator", "equalization", "identity", "rounding", "weight_bits", "activation_bits")
+    told = ("target", "calibrator", *TREATMENT, "weight_bits", "activation_bits")
     diagonal = measured.histogram
     return Layers(
         sensitivity=measured,
         settings=", ".join(f"{name.replace('_', ' ')} {_text(given[name])}" for name in told if name in given),
+        is_untreated=given.get("equalization") == "none" and given.get("rounding") == "nearest",
         profiles=profiles(measured),
         shares=[100 * recovered_share(measured, layer) for layer in measured.layers],
         diagonal=None if diagonal is None else (diagonal.layer, diagonal_chart(diagonal)),
@@ -211,6 +216,11 @@ def _text(value: Any) -> str:
         case dict():
             return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
     return str(value)
+
+
+def _compact(text: str) -> str:
+    """Return the lines that hold something."""
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
 
 def _source(text: str) -> str:

@@ -1,6 +1,7 @@
 """A run in three sentences: what was lost, where, and what to do."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from repquant.report.advice import NEGLIGIBLE_KL
 from repquant.report.analysis import MOST, recovered_share, weights_share, worst_layer
@@ -8,7 +9,11 @@ from repquant.report.record import Record
 from repquant.report.rows import Row
 from repquant.report.run import Run
 
-_MINUS = "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
+TREATMENT = ("equalization", "identity", "weight_ranges", "rounding")
+"""Options that say what is done about the loss."""
+
+LARGE_DROP = 1.0  # points of top-1; images that can't rule it out are too few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +23,7 @@ class Verdict:
     Attributes:
         lost: what was lost, and whether it is within noise.
         within_noise: whether the interval of the drop holds zero; None where no drop was measured.
+        mood: "good", "bad" where a loss is real, or "open" where that is not known, or not well.
         where: the loss comes from.
         next_step: what to do.
         row: that it is about; None where the run holds no quantized model.
@@ -25,6 +31,7 @@ class Verdict:
 
     lost: str
     within_noise: bool | None
+    mood: Literal["good", "bad", "open"]
     where: str
     next_step: str
     row: Row | None
@@ -37,6 +44,7 @@ def verdict(run: Run) -> Verdict:
     return Verdict(
         lost=_lost(run, row, within),
         within_noise=within,
+        mood=_mood(row),
         where=_where(run),
         next_step=_next_step(run, row, within),
         row=row,
@@ -61,10 +69,19 @@ def served_row(record: Record) -> Row | None:
     return None
 
 
+def _mood(row: Row | None) -> Literal["good", "bad", "open"]:
+    if row is None or row.drop_ci95 is None:
+        return "open"
+    low, high = row.drop_ci95
+    if low > 0:
+        return "bad"
+    return "good" if high <= LARGE_DROP else "open"
+
+
 def signed(value: float, digits: int = 2) -> str:
     """Return a number with its sign, and zero without one."""
     text = f"{abs(value):.{digits}f}"
-    return text if float(text) == 0 else f"{_MINUS if value < 0 else '+'}{text}"
+    return text if float(text) == 0 else f"{MINUS if value < 0 else '+'}{text}"
 
 
 def _lost(run: Run, row: Row | None, within: bool | None) -> str:
@@ -77,7 +94,9 @@ def _lost(run: Run, row: Row | None, within: bool | None) -> str:
     if row.drop is None or row.drop_ci95 is None or row.top1 is None:
         return f"{who} {_unlabelled(row)}"
     before, low, high = row.top1 + row.drop, *row.drop_ci95
-    change = "keeps" if round(row.drop, 2) == 0 else f"{'loses' if row.drop > 0 else 'gains'} {abs(row.drop):.2f} points of"
+    change = (
+        "keeps" if round(row.drop, 2) == 0 else f"{'loses' if row.drop > 0 else 'gains'} {abs(row.drop):.2f} points of"
+    )
     noise = "within noise" if within else "more than noise"
     return (
         f"{who} {change} top-1 ({before:.2f} to {row.top1:.2f} %): {noise}, as the 95 % interval of the drop on "
@@ -115,19 +134,31 @@ def _where(run: Run) -> str:
         parts.append(f"{100 * part:.0f} % of the KL to float comes from the {what}")
     if worst is not None and (part := recovered_share(measured, worst)) > 0:
         parts.append(f"{worst.name} costs most: in float it would take {100 * part:.0f} % away")
-    return "; ".join(parts) + "." if parts else "From no layer by itself."
+    return f"{_before(run)}{'; '.join(parts)}." if parts else "From no layer by itself."
+
+
+def _before(run: Run) -> str:
+    """Say so where the network was analyzed with less done about the loss than in the run."""
+    if run.record is None or run.analysis is None:
+        return ""
+    given, done = run.analysis.config, run.record.config
+    differing = [
+        f"{name.replace('_', ' ')} {given.get(name)}" for name in TREATMENT if given.get(name) != done.get(name)
+    ]
+    return f"As it was analyzed, with {', '.join(differing)}: " if differing else ""
 
 
 def _next_step(run: Run, row: Row | None, within: bool | None) -> str:
+    differs = ""
     if row is not None and row.parity is not None and row.parity < 100:
         differs = f" In {row.runtime} {100 - row.parity:.2f} % of the images get another class than was simulated."
-    else:
-        differs = ""
-    gains = row is not None and row.drop is not None and row.drop <= 0
-    if row is not None and (within or gains):
+    if row is not None and row.drop is not None and row.drop_ci95 is not None and (within or row.drop <= 0):
+        if row.drop_ci95[1] > LARGE_DROP:
+            images, most = f"{row.images:,}", f"{row.drop_ci95[1]:.1f}"
+            return f"Measure on more images: {images} can't rule out a loss of {most} points.{differs}"
         return f"Nothing: take {row.model or 'the model'}.{differs}"
     if run.analysis is not None:
         return f"{run.analysis.advice}{differs}"
-    if run.measured is not None or row is None:
-        return f"Read on where it is lost.{differs}" if run.measured is not None else "Quantize it: repquant quantize."
-    return f"Find out where it is lost: {run.analyze or 'repquant.analyze'}.{differs}"
+    if run.measured is None:
+        return f"Find out where it is lost: repquant analyze, see below.{differs}"
+    return f"Look below at the layers that lose most.{differs}"
