@@ -77,7 +77,10 @@ def test_missing_file(tmp_path):
         (lambda text: text.replace("-0.27,", ""), r"fields do not fit: results\[0\]\.drop_ci95 has 1 items, not 2"),
         (lambda text: text.replace("-0.27", "NaN"), "NaN is not JSON"),
         (lambda text: text.replace("-0.27", "1e999"), r"fields do not fit: results\[0\]\.drop_ci95\[0\] is Infinity"),
-        (lambda text: text.replace('"images": 512', '"images": true'), r"calibration\.images is true, not an integer"),
+        (
+            lambda text: text.replace('"images": 512', '"images": true'),
+            r"fields do not fit: calibration\.images is true, not an integer",
+        ),
         (lambda text: text.replace('"command": "ptq",', ""), "fields do not fit: command is missing"),
         (lambda text: "[" * 10**6 + text, "maximum recursion depth"),
         (lambda text: text.replace('"results"', '"rows"'), "fields do not fit: rows is unknown"),

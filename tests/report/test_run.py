@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from test_page import analysis_of, whole_run
@@ -40,6 +41,15 @@ def test_runs_with_one_name_are_told_apart_and_a_run_given_twice_is_refused(reco
     assert [run.name for run in read_runs([folder, other])] == [str(folder), str(other)]
     with pytest.raises(InputError, match="given twice"):
         read_runs([folder, folder.parent / "a0"])
+
+
+def test_an_analysis_goes_to_the_run_of_its_weights(record, folder, tmp_path):
+    apart = tmp_path / "apart"
+    (folder / "analysis").rename(apart)
+    (run,) = read_runs([apart, folder])
+    assert (run.name, run.record.command, run.analysis.output) == ("a0", "ptq", "runs/a0-analysis")
+    second = shutil.copytree(folder, tmp_path / "second")
+    assert [each.analysis is None for each in read_runs([folder, apart, second])] == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,14 @@ def test_the_headline_is_about_the_runtime_that_serves_and_the_closest_model(rec
             "good",
             "INT8 (entropy, in onnxruntime) loses 0.20 points of top-1 (85.76 to 85.55 %): within noise, as the 95 % "
             f"interval of the drop on 3,925 images runs from {MINUS}0.27 to +0.68.",
-            "Nothing: take runs/a0/entropy.onnx. In onnxruntime 0.05 % of the images get another class than was",
+            "Nothing: take runs/a0/entropy.onnx.",
+        ),
+        (
+            {"parity": 98.5},
+            True,
+            "good",
+            "within noise",
+            "In onnxruntime 1.50 % of the images get another class than was",
         ),
         ({"drop_ci95": (0.1, 0.7)}, False, "bad", "more than noise", "Find out where it is lost: repquant analyze"),
         ({"drop_ci95": (-3.0, 4.0), "images": 60}, True, "open", "within noise", "60 can't rule out a loss of 4.0"),

@@ -68,6 +68,8 @@ def read_run(path: Path) -> Run:
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Read several runs; those with equal names are told apart by their paths.
 
+    An analysis in a folder of its own goes to the run of the same weights, where it is clear which one that is.
+
     Raises:
         InputError: see `read_run`; or a path was given twice.
     """
@@ -75,7 +77,26 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         raise InputError("a run was given twice; give each one once")
     runs = [read_run(path) for path in paths]
     names = [run.name for run in runs]
-    return [
+    told_apart = [
         replace(run, name=visible(str(path), keep="")) if names.count(run.name) > 1 else run
         for run, path in zip(runs, paths, strict=True)
     ]
+    return _paired(told_apart)
+
+
+def _paired(runs: Sequence[Run]) -> list[Run]:
+    """Give an analysis to the run of the same weights, where there is one such run and it has none."""
+    found = {run.name: run for run in runs}
+    for run in runs:
+        if run.record is not None or run.analysis is None:
+            continue
+        weights = run.analysis.inputs.get("weights")
+        owners = [
+            other
+            for other in found.values()
+            if other.record is not None and other.record.inputs.get("weights") == weights is not None
+        ]
+        if len(owners) == 1 and owners[0].analysis is None:
+            found[owners[0].name] = replace(owners[0], analysis=run.analysis)
+            del found[run.name]
+    return list(found.values())

@@ -13,7 +13,8 @@ MINUS = "\N{MINUS SIGN}"
 TREATMENT = ("equalization", "identity", "weight_ranges", "rounding")
 """Options that say what is done about the loss."""
 
-LARGE_DROP = 1.0  # points of top-1; images that can't rule it out are too few
+_PARITY = 99.9  # percent; below it a runtime computes something else than what was simulated
+_LARGE_DROP = 1.0  # points of top-1; images that can't rule it out are too few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def _mood(row: Row | None) -> Literal["good", "bad", "open"]:
     low, high = row.drop_ci95
     if low > 0:
         return "bad"
-    return "good" if high <= LARGE_DROP else "open"
+    return "good" if high <= _LARGE_DROP else "open"
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -150,10 +151,10 @@ def _before(run: Run) -> str:
 
 def _next_step(run: Run, row: Row | None, within: bool | None) -> str:
     differs = ""
-    if row is not None and row.parity is not None and row.parity < 100:
+    if row is not None and row.parity is not None and row.parity < _PARITY:
         differs = f" In {row.runtime} {100 - row.parity:.2f} % of the images get another class than was simulated."
     if row is not None and row.drop is not None and row.drop_ci95 is not None and (within or row.drop <= 0):
-        if row.drop_ci95[1] > LARGE_DROP:
+        if row.drop_ci95[1] > _LARGE_DROP:
             images, most = f"{row.images:,}", f"{row.drop_ci95[1]:.1f}"
             return f"Measure on more images: {images} can't rule out a loss of {most} points.{differs}"
         return f"Nothing: take {row.model or 'the model'}.{differs}"
