@@ -13,7 +13,7 @@ from repquant.data.loading import Example
 from repquant.methods.sensitivity import GridHistogram, StepHistogram
 from repquant.report.analysis import Analysis
 from repquant.report.page import html
-from repquant.report.record import DisagreementRecord, LatencyRecord
+from repquant.report.record import DisagreementRecord
 from repquant.report.run import Run
 from repquant.report.thumbnails import CALIBRATION, EVALUATION, Thumbnails
 
@@ -96,10 +96,7 @@ def whole_run(record, name="a0", image="val/a/1.jpg", answer="tench"):
     record = replace(
         record,
         calibration=replace(record.calibration, examples=("a/7.jpg",)),
-        latency=(
-            LatencyRecord(model="entropy.onnx", runtime="onnxruntime", threads=2, batch=1, median_ms=4.25),
-            LatencyRecord(model="entropy.onnx", runtime="onnxruntime", threads=2, batch=16, median_ms=40.0),
-        ),
+        results=(record.results[0], replace(record.results[1], latency_ms=4.25, latency_ratio=0.5)),
         disagreements=(
             DisagreementRecord(
                 calibrator="entropy",
@@ -157,7 +154,7 @@ def test_figures_of_the_page_are_those_of_the_record(run):
     assert [row[1] for row in bins[1:]] == ["3,000", "900", "20", "4", "0", "1", "0", "0", "0"]
     assert [row[0] for row in bins[1:4]] == ["equal", "up to 0.01", "up to 0.03"]
     latency = next(table for table in page.tables if "median ms" in table[0])
-    assert latency[1:] == [["entropy, onnxruntime", "4.250", "85.55"]]
+    assert latency[1:] == [["entropy, onnxruntime", "4.250", "85.55"], ["float, onnxruntime", "8.500", "85.55"]]
     text = page.text()
     assert "float church 61 % INT8 tench 55 %" in text
     assert "KL 1.250, another answer" in text
@@ -284,16 +281,24 @@ def test_a_long_network_stays_small(record):
 
 def test_numbers_that_no_run_gives_do_not_break_the_drawing(run):
     wild = tuple(
-        replace(row, drop=1e250, drop_ci95=(1e299, -1e299), kl=-1e300, parity=1e9, logit_steps=(-5,) * 9)
+        replace(
+            row,
+            drop=1e250,
+            drop_ci95=(1e299, -1e299),
+            kl=-1e300,
+            parity=1e9,
+            logit_steps=(-5,) * 9,
+            latency_ms=-1e200,
+            latency_ratio=1e-99,
+        )
         for row in run.record.results
     )
     found = replace(run.analysis.sensitivity, layers=(layer("a", sigma=1e300), layer("b", sigma=-1.0, without=-3.0)))
-    latency = (replace(run.record.latency[0], median_ms=-1.0),)
     page = html(
         [
             replace(
                 run,
-                record=replace(run.record, results=wild, latency=latency),
+                record=replace(run.record, results=wild),
                 analysis=replace(run.analysis, sensitivity=found),
             )
         ]

@@ -69,6 +69,7 @@ def test_float_row_is_compared_with_nothing():
         *("calibrator", "drop", "drop_ci95", "agreement", "kl", "sqnr_db"),
         *("parity", "max_logit_steps", "logit_steps", "file_bytes", "model"),
         *("output", "metric", "metric_drop"),
+        *("latency_ms", "latency_ratio", "latency_ratio_ci95"),
     }
 
 

@@ -5,7 +5,7 @@ import difflib
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -54,8 +54,8 @@ def add_options(parser: ArgumentParser, options: type) -> None:
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         if field.metadata.get("positional"):
-            several = {"nargs": "+"} if get_origin(hints[field.name]) is tuple else {}
-            kind = get_args(hints[field.name])[0] if several else hints[field.name]
+            several: dict[str, Any] = {"nargs": "+"} if hints[field.name] == tuple[str, ...] else {}
+            kind = str if several else hints[field.name]
             parser.add_argument(field.name, type=kind, help=field.metadata["help"], **several)
             continue
         flag = f"--{field.name.replace('_', '-')}"

@@ -1,10 +1,9 @@
 """Accuracy against latency: one point for each model and runtime whose latency a record holds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
-from repquant.report.record import LatencyRecord, Record
+from repquant.report.record import Record
 from repquant.report.rows import Row
 from repquant.report.run import Run
 from repquant.report.scales import Scale
@@ -13,6 +12,7 @@ _WIDTH, _HEIGHT = 760.0, 420.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70.0, 600.0, 40.0, 360.0  # names stand to the right of their points
 _MARGIN = 0.08  # of the range, around the points
 _LINE = 14.0  # between two names that would cover each other
+_LETTER = 4.0  # from the middle of a name to its ground
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,11 @@ class LatencyChart:
     Attributes:
         points: the fastest first.
         measure: what the other axis shows: "top-1 %" where all images have labels, else "agreement %".
-        circumstances: batch and threads, as a sentence.
         x_ticks, y_ticks: lines across the drawing.
     """
 
     points: tuple[LatencyPoint, ...]
     measure: str
-    circumstances: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     width: float = _WIDTH
@@ -69,52 +67,49 @@ class LatencyChart:
     bottom: float = _BOTTOM
 
 
-def latency_chart(runs: Sequence[Run]) -> LatencyChart | None:
-    """Return the chart of all runs, None where no latency was measured.
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    name: str
+    ms: float
+    row: Row
+    is_float: bool
 
-    Of several batches and numbers of threads the smallest batch counts, and what was measured first.
-    """
-    found: list[tuple[str, LatencyRecord, Row, bool]] = []
-    for run in runs:
-        if run.record is None:
-            continue
-        for latency in _one_each(run.record):
-            row = _row_of(run.record, latency)
-            if row is not None:
-                is_float = row.calibrator is None
-                parts = [run.name if len(runs) > 1 else "", row.calibrator or "float", latency.runtime]
-                found.append((", ".join(part for part in parts if part), latency, row, is_float))
-    has_labels = all(row.top1 is not None for _, _, row, _ in found)
-    values = [(row.top1 if has_labels else 100.0 if is_float else row.agreement) for _, _, row, is_float in found]
-    drawn = [
-        (name, latency, value, is_float)
-        for (name, latency, _, is_float), value in zip(found, values, strict=True)
-        if value is not None
+
+def latency_chart(runs: Sequence[Run]) -> LatencyChart | None:
+    """Return the chart of all runs, None where no latency was measured."""
+    found = [
+        measured
+        for run in runs
+        if run.record is not None
+        for measured in _measured(run.record, f"{run.name}, " if len(runs) > 1 else "")
     ]
+    has_labels = all(each.row.top1 is not None for each in found)
+    values = [each.row.top1 if has_labels else 100.0 if each.is_float else each.row.agreement for each in found]
+    drawn = [(each, value) for each, value in zip(found, values, strict=True) if value is not None]
     if not drawn:
         return None
-    x = Scale(low=0.0, high=1.1 * max(latency.median_ms for _, latency, _, _ in drawn), start=_LEFT, end=_RIGHT)
-    y = _around([value for _, _, value, _ in drawn])
+    x = Scale(low=0.0, high=max(1.1 * max(each.ms for each, _ in drawn), 1e-9), start=_LEFT, end=_RIGHT)
+    y = _around([value for _, value in drawn])
     return LatencyChart(
         points=_points(drawn, x, y),
         measure="top-1 %" if has_labels else "agreement %",
-        circumstances=_circumstances([latency for _, latency, _, _ in drawn]),
         x_ticks=tuple(Tick(at=x(tick), text=f"{tick:g}") for tick in x.ticks()),
         y_ticks=tuple(Tick(at=y(tick), text=f"{tick:g}") for tick in y.ticks()),
     )
 
 
-def _one_each(record: Record) -> list[LatencyRecord]:
-    chosen: dict[tuple[str, str], LatencyRecord] = {}
-    for latency in sorted(record.latency, key=lambda latency: latency.batch):  # stable
-        chosen.setdefault((latency.model, latency.runtime), latency)
-    return list(chosen.values())
-
-
-def _row_of(record: Record, latency: LatencyRecord) -> Row | None:
-    """Return the row of the file that was measured: in the same runtime, or else in another one."""
-    rows = [row for row in record.rows if row.model and PurePath(row.model).name == PurePath(latency.model).name]
-    return min(rows, key=lambda row: row.runtime != latency.runtime, default=None)
+def _measured(record: Record, run: str) -> Iterator[_Measured]:
+    """Yield the models of a run, and in each runtime once the float one, whose latency is known by the ratios to it."""
+    with_float: set[str] = set()
+    for row in record.results:
+        if row.latency_ms is None:
+            continue
+        if record.float_row is not None and row.latency_ratio and row.runtime not in with_float:
+            with_float.add(row.runtime)
+            ms = row.latency_ms / row.latency_ratio
+            yield _Measured(name=f"{run}float, {row.runtime}", ms=ms, row=record.float_row, is_float=True)
+        name = f"{run}{row.calibrator or 'as given'}, {row.runtime}"
+        yield _Measured(name=name, ms=row.latency_ms, row=row, is_float=False)
 
 
 def _around(values: Sequence[float]) -> Scale:
@@ -123,20 +118,20 @@ def _around(values: Sequence[float]) -> Scale:
     return Scale(low=low - margin, high=high + margin, start=_BOTTOM, end=_TOP)
 
 
-def _points(drawn: Sequence[tuple[str, LatencyRecord, float, bool]], x: Scale, y: Scale) -> tuple[LatencyPoint, ...]:
+def _points(drawn: Sequence[tuple[_Measured, float]], x: Scale, y: Scale) -> tuple[LatencyPoint, ...]:
     points: list[LatencyPoint] = []
-    taken: list[float] = []
-    for name, latency, value, is_float in sorted(drawn, key=lambda each: (-each[2], each[1].median_ms)):
-        label = y(value) + 4  # the middle of the letters
-        if taken and label < taken[-1] + _LINE:
-            label = taken[-1] + _LINE
-        taken.append(label)
-        place = {"x": x(latency.median_ms), "y": y(value), "label_y": round(label, 2)}
-        points.append(LatencyPoint(name=name, ms=latency.median_ms, value=value, is_float=is_float, **place))
+    lowest = -_LINE
+    for each, value in sorted(drawn, key=lambda pair: (-pair[1], pair[0].ms)):
+        lowest = max(y(value) + _LETTER, lowest + _LINE)
+        points.append(
+            LatencyPoint(
+                name=each.name,
+                ms=each.ms,
+                value=value,
+                x=x(each.ms),
+                y=y(value),
+                label_y=round(lowest, 2),
+                is_float=each.is_float,
+            )
+        )
     return tuple(sorted(points, key=lambda point: point.ms))
-
-
-def _circumstances(latencies: Sequence[LatencyRecord]) -> str:
-    batches = sorted({latency.batch for latency in latencies})
-    threads = sorted({str(latency.threads or "the engine's choice of") for latency in latencies})
-    return f"Batch {' and '.join(map(str, batches))}, {' and '.join(threads)} threads."

@@ -98,25 +98,6 @@ class DisagreementRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyRecord:
-    """How long a file takes in an engine.
-
-    Attributes:
-        model: the file, by its name.
-        runtime: the engine.
-        threads: of the engine; None is its own choice.
-        batch: images a call.
-        median_ms: of a call.
-    """
-
-    model: str
-    runtime: str
-    threads: int | None
-    batch: int
-    median_ms: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything a run was given and everything it measured.
 
@@ -133,7 +114,6 @@ class Record:
         results: the other rows, in the order of the table.
         disagreements: of each quantized model the images on which it differs most from the float one, worst first.
         trail: what a search tried, in order.
-        latency: of the files, where it was measured.
         work_seconds: to make the models out of the float one: calibration, rounding, training; None where nothing was.
         schema_version: of this layout; a program refuses the ones that it does not know.
     """
@@ -150,7 +130,6 @@ class Record:
     results: tuple[Row, ...] = ()
     disagreements: tuple[DisagreementRecord, ...] = ()
     trail: tuple[AttemptRecord, ...] = ()
-    latency: tuple[LatencyRecord, ...] = ()
     work_seconds: float | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -29,6 +29,8 @@ class Row:
         file_bytes, model: the file that was executed, or that the simulation stands for.
         output: which output of the network, where it has several.
         metric, metric_drop: a figure of merit that the user gave, and what is lost of it against the float model.
+        latency_ms, latency_ratio, latency_ratio_ci95: median of a batch of one image, how many times as long that is as
+            the float file in the same runtime takes, and the 95 % interval of the ratio.
     """
 
     runtime: str
@@ -53,6 +55,9 @@ class Row:
     output: str | None = None
     metric: float | None = None
     metric_drop: float | None = None
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_ci95: tuple[float, float] | None = None
 
 
 def measured_row(
