@@ -280,19 +280,16 @@ def test_a_long_network_stays_small(record):
 
 
 def test_numbers_that_no_run_gives_do_not_break_the_drawing(run):
-    wild = tuple(
-        replace(
-            row,
-            drop=1e250,
-            drop_ci95=(1e299, -1e299),
-            kl=-1e300,
-            parity=1e9,
-            logit_steps=(-5,) * 9,
-            latency_ms=-1e200,
-            latency_ratio=1e-99,
-        )
-        for row in run.record.results
-    )
+    values = {
+        "drop": 1e250,
+        "drop_ci95": (1e299, -1e299),
+        "kl": -1e300,
+        "parity": 1e9,
+        "logit_steps": (-5,) * 9,
+        "latency_ms": -1e200,
+        "latency_ratio": 1e-99,
+    }
+    wild = tuple(replace(row, **values) for row in run.record.results)
     found = replace(run.analysis.sensitivity, layers=(layer("a", sigma=1e300), layer("b", sigma=-1.0, without=-3.0)))
     page = html(
         [
