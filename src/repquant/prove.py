@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,25 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repquant.bench.environment import environment
+from repquant.data.loading import Example
+from repquant.data.thumbnails import visible_pixels
 from repquant.errors import InputError
+from repquant.evaluate.disagreement import Keeper, largest_disagreements
 from repquant.evaluate.stream import Evaluation, Pair
 from repquant.evaluate.stream import evaluate as run_all
 from repquant.graph.batches import rereadable
 from repquant.graph.interface import as_returned, flattened, input_names, output_names
 from repquant.graph.run import Batch, inputs_of
+from repquant.methods.sensitivity import Sensitivity
 from repquant.quantize import Quantized, captured
+from repquant.report.disagreements import disagreement_records
+from repquant.report.page import html
+from repquant.report.reading import write_text
 from repquant.report.record import Record, write_record
 from repquant.report.rows import Row, measured_row, output_rows
+from repquant.report.run import Run
 from repquant.report.tables import COMPARISON, METRIC, OUTPUT, markdown_table
+from repquant.report.thumbnails import EVALUATION, Thumbnails
 from repquant.runtimes.available import open_runtime, require
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.pytorch import PyTorchRuntime
@@ -33,6 +42,8 @@ Metric = Callable[[Callable[..., Any]], float]
 
 FLOAT, SIMULATED = "float", "int8"
 
+_DISAGREEMENTS = 8  # images in the record
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -40,9 +51,11 @@ class Proof:
 
     Attributes:
         record: everything that was measured, as the command line keeps it.
+        thumbnails: pictures of the images on which float and INT8 disagree most; none where the network sees no images.
     """
 
     record: Record
+    thumbnails: Thumbnails = field(default_factory=lambda: Thumbnails(images={}))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -66,6 +79,21 @@ class Proof:
         """
         write_record(self.record, Path(path))
         return Path(path)
+
+    def to_html(self, path: str | PathLike[str] | None = None, *, analysis: Sensitivity | None = None) -> str:
+        """Return the record as a page that needs no other file and no network.
+
+        Args:
+            path: where to write it too, whole or not at all.
+            analysis: from `analyze`, for the part that says where the loss comes from.
+
+        Raises:
+            InputError: the folder can't be written.
+        """
+        text = html([Run(name="proof", record=self.record, thumbnails=self.thumbnails, sensitivity=analysis)])
+        if path is not None:
+            write_text(text, Path(path))
+        return text
 
 
 def prove(
@@ -110,9 +138,17 @@ def prove(
             engines |= {name: open_runtime(name, path) for name in runtimes}
         pairs: list[Pair] = [(name, FLOAT) for name in engines if name != FLOAT]
         pairs += [(name, SIMULATED) for name in runtimes]
-        evaluation = run_all(engines, _labelled(graph, batches), compare=pairs, on_images=on_images)
+        keeper = Keeper((SIMULATED, FLOAT), _DISAGREEMENTS)
+        evaluation = run_all(
+            engines, _labelled(graph, batches), compare=pairs, on_images=on_images, on_chunk=keeper.see
+        )
         metrics = {name: evaluate(_as_module(graph, engine)) for name, engine in engines.items()} if evaluate else {}
         file_bytes = path.stat().st_size if path is not None else None
+    found = largest_disagreements(evaluation, SIMULATED, FLOAT, _DISAGREEMENTS)
+    examples = {
+        place: Example(f"image {place}", None if label is None else str(label), visible_pixels(image))
+        for place, (image, label) in keeper.images.items()
+    }
     outputs = output_names(graph)
     rows = [
         row
@@ -128,8 +164,9 @@ def prove(
         notes=(int8.plan.target.note,) if int8.plan.target.note else (),
         float_row=rows[0],
         results=tuple(rows[1:]),
+        disagreements=disagreement_records({SIMULATED: found}, examples, str),
     )
-    return Proof(record)
+    return Proof(record, Thumbnails.of({EVALUATION: examples.values()}))
 
 
 @dataclass(frozen=True)

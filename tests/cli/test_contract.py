@@ -33,7 +33,10 @@ def test_headline_has_every_calibrator_in_every_runtime(ptq_run):
 def test_files_are_where_the_headline_says(ptq_run):
     output, headline, _ = ptq_run
     names = {path.name for path in output.iterdir()}
-    assert names == {f"{name}.onnx" for name in ("float", "max", "percentile", "mse", "entropy")} | {"result.json"}
+    assert names == {f"{name}.onnx" for name in ("float", "max", "percentile", "mse", "entropy")} | {
+        "result.json",
+        "thumbnails.json",
+    }
     for row in headline["results"]:
         assert (output / f"{row['calibrator']}.onnx").stat().st_size == row["file_bytes"]
         assert row["model"] == str(output / f"{row['calibrator']}.onnx")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,12 @@ from repquant.evaluate.predictions import Predictions
 
 
 def predictions(correct, in_top5):
-    return Predictions(top1=np.zeros(len(correct), np.int64), correct=np.array(correct), in_top5=in_top5)
+    return Predictions(
+        top1=np.zeros(len(correct), np.int64),
+        probability=np.ones(len(correct)),
+        correct=np.array(correct),
+        in_top5=in_top5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,4 +56,4 @@ def test_accuracy_in_percent():
 
 def test_accuracy_without_top5_or_labels():
     assert accuracy(predictions([True, False], None)).top5 is None
-    assert accuracy(Predictions(top1=np.zeros(3, np.int64), correct=None, in_top5=None)) is None
+    assert accuracy(replace(predictions([True] * 3, None), correct=None)) is None

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from repquant.evaluate.compare import fidelity, paired_drop, parity
+from repquant.evaluate.compare import STEP_EDGES, fidelity, paired_drop, parity
 from repquant.evaluate.predictions import OutputDifference
 
 pairs = st.integers(1, 60).flatmap(lambda n: st.tuples(arrays(np.bool_, n), arrays(np.bool_, n)))
@@ -25,7 +25,7 @@ def difference(**changes) -> OutputDifference:
         "kl": np.array([0.0, 0.01, 0.02, 0.05]),
         "signal": 1000.0,
         "noise": 1.0,
-        "largest": 0.5,
+        "largest": np.array([0.5, 0.0, 0.001, 0.2]),
         "reference_largest": 12.7,
     }
     return OutputDifference(**(values | changes))
@@ -108,6 +108,14 @@ def test_sqnr_at_its_ends(signal, noise, decibel):
 
 @pytest.mark.parametrize(("largest", "reference", "steps"), [(0.5, 12.7, 5.0), (0.0, 0.0, 0.0), (0.1, 0.0, inf)])
 def test_parity_counts_in_steps_of_8_bit_logits(largest, reference, steps):
-    same = parity(difference(largest=largest, reference_largest=reference))
+    same = parity(difference(largest=np.array([0.0, largest]), reference_largest=reference))
     assert same.same_top1 == 75.0
     assert same.max_logit_steps == pytest.approx(steps)
+    bins = {0.0: (2, 0, 0, 0, 0, 0, 0, 0, 0), 5.0: (1, 0, 0, 0, 0, 0, 0, 1, 0), inf: (1, 0, 0, 0, 0, 0, 0, 0, 1)}
+    assert same.step_counts == bins[steps]
+
+
+def test_the_upper_end_of_a_bin_belongs_to_it():
+    ends = np.array(STEP_EDGES)
+    assert parity(difference(largest=ends, reference_largest=127.0)).step_counts == (1, 1, 1, 1, 1, 1, 1, 1, 0)
+    assert parity(difference(largest=ends * 1.001, reference_largest=127.0)).step_counts == (1, 0, 1, 1, 1, 1, 1, 1, 1)

@@ -63,6 +63,18 @@ def test_places_are_layers_and_operators_in_the_order_of_computing(mixed, rounde
     assert measured.histogram.layer in ("block", "depthwise")
 
 
+def test_the_worst_layers_have_histograms_of_all_that_they_hold_and_read(mixed, rounded, measured, images):
+    costs = {layer.name: layer.all_but.harm for layer in measured.layers if layer.has_weights}
+    assert [histogram.layer for histogram in measured.worst] == sorted(costs, key=costs.__getitem__)[:6]
+    simulated = rounded.simulated()
+    for histogram in measured.worst:
+        weight = simulated.get_submodule(histogram.layer).integers.weight
+        assert sum(histogram.weights) == weight.numel()
+        assert histogram.weights[-histogram.weight_first] == int((weight == 0).sum())
+        assert sum(histogram.inputs) % len(images) == 0
+        assert histogram.clipped_below + histogram.clipped_above < sum(histogram.inputs)
+
+
 def test_the_layer_that_was_spoiled_comes_first(mixed, images, plan):
     whole = plan(mixed, [images], resolve_target("onnxruntime"))
     layer = round_graph(mixed, whole, PtqMethod(rounding="nearest"), [])

@@ -24,13 +24,16 @@ def make_row(**changes) -> Row:
         "sqnr_db": 24.04,
         "parity": 99.95,
         "max_logit_steps": 0.6,
+        "logit_steps": (3000, 900, 20, 4, 0, 1, 0, 0, 0),
         "file_bytes": 7_240_000,
         "model": "runs/a0/entropy.onnx",
     }
     return Row(**(values | changes))
 
 
-NOT_COMPARED = dict.fromkeys(("drop", "drop_ci95", "agreement", "kl", "sqnr_db", "parity", "max_logit_steps"))
+NOT_COMPARED = dict.fromkeys(
+    ("drop", "drop_ci95", "agreement", "kl", "sqnr_db", "parity", "max_logit_steps", "logit_steps")
+)
 
 
 @pytest.fixture
@@ -53,5 +56,5 @@ def record() -> Record:
         notes=("This CPU has VNNI.",),
         skipped={"val/a/1.jpg": "truncated"},
         float_row=make_row(runtime="pytorch", calibrator=None, model=None, file_bytes=None, **NOT_COMPARED),
-        results=(make_row(runtime="pytorch", parity=None, max_logit_steps=None), make_row()),
+        results=(make_row(runtime="pytorch", parity=None, max_logit_steps=None, logit_steps=None), make_row()),
     )

@@ -1,5 +1,4 @@
 import json
-import re
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_schema_of_the_file(record):
     data = strict(record.to_json())
     assert data["schema_version"] == 1
     assert data["config"]["arch"] == "RepVGG-A0"
-    assert data["calibration"] == {"images": 512, "seed": 0, "sha256": "cd" * 32, "seconds": 3.5}
+    assert data["calibration"] == {"images": 512, "seed": 0, "sha256": "cd" * 32, "seconds": 3.5, "examples": []}
     assert data["results"][1]["drop_ci95"] == [-0.27, 0.68]
     assert data["results"][0]["parity"] is None
 
@@ -70,10 +69,21 @@ def test_missing_file(tmp_path):
             "schema version 2; this program reads",
         ),
         (lambda _: "[1]", "schema version None"),
-        (lambda text: text.replace('"top5"', '"top50"'), "fields do not fit: .*top50"),
-        (lambda text: text.replace('"results"', '"rows"'), "fields do not fit: 'results'"),
-        (lambda _: "[" * 10**5, "maximum recursion depth"),
-        (lambda text: re.sub('"results": .', '"results": [5], "more": [', text), "fields do not fit"),
+        (lambda text: text.replace('"top5"', '"top50"'), r"fields do not fit: float_row\.top50 is unknown"),
+        (
+            lambda text: text.replace('"top1": 85.55414012738854', '"top1": "85"'),
+            r'fields do not fit: float_row\.top1 is "85", not a finite number',
+        ),
+        (lambda text: text.replace("-0.27,", ""), r"fields do not fit: results\[0\]\.drop_ci95 has 1 items, not 2"),
+        (lambda text: text.replace("-0.27", "NaN"), "NaN is not JSON"),
+        (lambda text: text.replace("-0.27", "1e999"), r"fields do not fit: results\[0\]\.drop_ci95\[0\] is Infinity"),
+        (
+            lambda text: text.replace('"images": 512', '"images": true'),
+            r"fields do not fit: calibration\.images is true, not an integer",
+        ),
+        (lambda text: text.replace('"command": "ptq",', ""), "fields do not fit: command is missing"),
+        (lambda text: "[" * 10**6 + text, "maximum recursion depth"),
+        (lambda text: text.replace('"results"', '"rows"'), "fields do not fit: rows is unknown"),
     ],
 )
 def test_file_that_is_no_record(record, tmp_path, change, reason):

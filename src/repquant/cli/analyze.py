@@ -78,7 +78,6 @@ def run(options: Options) -> None:
         write_analysis,
     )
     from repquant.report.figures import CAPTIONS, write_figures
-    from repquant.report.record import CalibrationRecord
 
     target, kept = open_target(options), kept_names(options)
     method = open_method(options, target)
@@ -108,12 +107,7 @@ def run(options: Options) -> None:
             config=config,
             inputs=hashed_weights(options),
             environment=environment(),
-            calibration=CalibrationRecord(
-                images=calibration.images_read,
-                seed=options.seed,
-                sha256=calibration.subset.sha256,
-                seconds=timed.collect_seconds,
-            ),
+            calibration=calibration.record(timed.collect_seconds),
             seconds=perf_counter() - started,
             sensitivity=sensitivity,
             advice=with_flags(advice(sensitivity, done, options.calibrator, target)),

@@ -30,14 +30,17 @@ if TYPE_CHECKING:
     from repquant.choices import Split
     from repquant.data.calibration import CalibrationSubset
     from repquant.data.datasets import ImageSource
-    from repquant.data.loading import Loader
+    from repquant.data.loading import Example, Loader
     from repquant.data.transforms import EvalTransform
     from repquant.export.file_facts import FileFacts
     from repquant.models.network import RepVGG
+    from repquant.report.record import CalibrationRecord
     from repquant.targets.target import Target
     from repquant.train.distributed import Ranks
 
 Model = TypeVar("Model", bound=ModelOptions)
+
+_EXAMPLES = 24  # of the calibration images, for the record
 
 
 def weights_path(options: ModelOptions) -> Path:
@@ -170,6 +173,22 @@ class Calibration:
     def images_read(self) -> int:
         """How many images the ranges came from, once they were found: unreadable ones do not count."""
         return self.ranges.images - len(self.ranges.skipped)
+
+    def examples(self) -> list[Example]:
+        """Return the first of them."""
+        return self.ranges.examples(range(min(_EXAMPLES, self.images_read)))
+
+    def record(self, seconds: float | None = None) -> CalibrationRecord:
+        """Return what a record says of them, and of the seconds that the pass over them took."""
+        from repquant.report.record import CalibrationRecord
+
+        return CalibrationRecord(
+            images=self.images_read,
+            seed=self.subset.seed,
+            sha256=self.subset.sha256,
+            seconds=seconds,
+            examples=tuple(example.name for example in self.examples()),
+        )
 
 
 def open_calibration(

@@ -17,21 +17,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import fx
 
+    from repquant.cli.inputs import Calibration
     from repquant.data.loading import Loader
-    from repquant.report.record import Record
+    from repquant.report.record import DisagreementRecord, Record
     from repquant.report.rows import Row
     from repquant.runtimes.interface import Runtime
     from repquant.targets.target import Target
 
 FLOAT = "float"
 
+_DISAGREEMENTS = 8  # of each quantized model, for the record
+
 
 @dataclass(frozen=True)
 class Proof:
-    """The float row, and one row for each quantized model and runtime."""
+    """The float row, one row for each quantized model and runtime, and the images that float and INT8 see otherwise."""
 
     float_row: Row
     rows: tuple[Row, ...]
+    disagreements: tuple[DisagreementRecord, ...]
 
 
 def tell(record: Record, already_said: int = 0) -> None:
@@ -92,6 +96,7 @@ def prove(
     float_graph: fx.GraphModule,
     quantized: Mapping[str, fx.GraphModule],
     loader: Loader,
+    calibration: Calibration,
     runtimes: Sequence[str],
     folder: Path,
     shown_folder: Path,
@@ -105,6 +110,8 @@ def prove(
         float_graph: captured.
         quantized: name (of the calibrator or method) -> simulated network.
         loader: evaluation images.
+        calibration: images that were calibrated on; the first ones are written beside the models as pictures, with
+            those of the evaluation on which models disagree.
         runtimes: names; the simulation always runs, as the reference of parity, and has a row where `pytorch` is named.
         folder: existing folder that the files are written to.
         shown_folder: the folder's final name, for the record.
@@ -114,10 +121,13 @@ def prove(
     """
     from repquant.check import require_taken
     from repquant.cli.inputs import file_facts
+    from repquant.evaluate.disagreement import largest_disagreements
     from repquant.evaluate.stream import Pair, evaluate
     from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
     from repquant.graph.interface import flattened
+    from repquant.report.disagreements import disagreement_records
     from repquant.report.rows import measured_row
+    from repquant.report.thumbnails import CALIBRATION, EVALUATION, FILE, Thumbnails, write_thumbnails
     from repquant.runtimes.available import open_runtime
     from repquant.runtimes.pytorch import PyTorchRuntime
 
@@ -190,7 +200,12 @@ def prove(
                 files = {name: engines[f"{name}/{runtime}"] for name in quantized}
                 images = next(iter(loader)).images[:1].numpy()
                 rows = with_latency(rows, open_runtime(runtime, folder / f"{FLOAT}.onnx"), files, images)
-    return Proof(float_row, tuple(rows))
+    found = {name: largest_disagreements(evaluation, f"{name}/pytorch", FLOAT, _DISAGREEMENTS) for name in quantized}
+    places = sorted({each.position for disagreements in found.values() for each in disagreements})
+    examples = dict(zip(places, loader.examples(places), strict=True))
+    pictures = {CALIBRATION: calibration.examples(), EVALUATION: examples.values()}
+    write_thumbnails(Thumbnails.of(pictures), folder / FILE)
+    return Proof(float_row, tuple(rows), disagreement_records(found, examples, loader.class_name))
 
 
 def with_latency(

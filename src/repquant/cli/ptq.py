@@ -63,7 +63,7 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import chance_notes, choice, prove, tell
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
-    from repquant.report.record import CalibrationRecord, Record, headline, write_record
+    from repquant.report.record import Record, headline, write_record
 
     calibrators = CALIBRATOR_NAMES.split(options.calibrator)
     runtimes = open_runtimes(options.runtimes)
@@ -110,6 +110,7 @@ def run(options: Options) -> None:
             graph,
             quantized,
             evaluation,
+            calibration,
             runtimes,
             folder,
             output,
@@ -122,16 +123,12 @@ def run(options: Options) -> None:
             config=config,
             inputs=hashed_weights(options),
             environment=environment(),
-            calibration=CalibrationRecord(
-                images=calibration.images_read,
-                seed=options.seed,
-                sha256=calibration.subset.sha256,
-                seconds=timed.collect_seconds,
-            ),
+            calibration=calibration.record(timed.collect_seconds),
             notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             float_row=proof.float_row,
             results=proof.rows,
+            disagreements=proof.disagreements,
             work_seconds=timed.seconds + sum(search_seconds.values()) + rounding_seconds,
         )
         record = replace(record, notes=record.notes + chance_notes(record, evaluation.classes))

@@ -97,7 +97,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     from repquant.models.checkpoints import save_model
     from repquant.models.reparam import reparameterize
     from repquant.qat.network import make_trainable, trained_integers
-    from repquant.report.record import CalibrationRecord, Record, headline, write_record
+    from repquant.report.record import Record, headline, write_record
     from repquant.repvgg.insert_bn import load_inserted_bn
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
     from repquant.repvgg.qat_task import RepVGGQatTask
@@ -154,6 +154,7 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
         with_example(captured(reparameterize(model)), images),
         {options.method: with_example(quantized, images)},
         evaluation,
+        calibration,
         runtimes,
         output,
         output,
@@ -170,13 +171,12 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
         config=config,
         inputs={"weights": file_sha256(weights_path(options))},
         environment=environment(),
-        calibration=CalibrationRecord(
-            images=calibration.images_read, seed=options.seed, sha256=calibration.subset.sha256
-        ),
+        calibration=calibration.record(),
         notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
         skipped=training.skipped | skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
         float_row=proof.float_row,
         results=proof.rows,
+        disagreements=proof.disagreements,
         work_seconds=start_seconds + train_seconds,
     )
     write_record(record, output / "result.json")

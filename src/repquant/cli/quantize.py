@@ -76,7 +76,7 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import chance_notes, choice, prove, tell
     from repquant.cli.quantizing import ImagesOf
-    from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
+    from repquant.report.record import AttemptRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
     from repquant.search import search
 
@@ -112,6 +112,7 @@ def run(options: Options) -> None:
             graph,
             {chosen.calibrator: found.module},
             evaluation,
+            calibration,
             runtimes,
             folder,
             output,
@@ -125,9 +126,7 @@ def run(options: Options) -> None:
             config=config,
             inputs=hashed_weights(options),
             environment=environment(),
-            calibration=CalibrationRecord(
-                images=calibration.images_read, seed=options.seed, sha256=calibration.subset.sha256
-            ),
+            calibration=calibration.record(),
             notes=(
                 outcome.reason,
                 *found.notes,
@@ -141,6 +140,7 @@ def run(options: Options) -> None:
             ),
             float_row=proof.float_row,
             results=proof.rows,
+            disagreements=proof.disagreements,
             trail=tuple(
                 AttemptRecord(
                     name=candidate.name,

@@ -8,6 +8,7 @@ VERBS = {
     "convert": "re-parameterize a checkpoint: branches in, one convolution a block out",
     "quantize": "to INT8 with at most the loss that you allow: the one command for a result",
     "ptq": "quantize after training, export, and measure on the runtimes",
+    "report": "a page about runs: what was lost, where, and what to do",
     "analyze": "where quantization loses, layer by layer, and what to do about it",
     "export": "write an ONNX file, float or INT8, without measuring it",
     "check": "what a target would refuse in an ONNX file or run in float, and why",

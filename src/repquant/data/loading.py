@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from repquant.data.datasets import ImageSource
 from repquant.data.decoding import UnreadableImageError
 from repquant.data.transforms import EvalTransform
-from repquant.errors import InputError
+from repquant.errors import InputError, visible
 
 # Sent to all processes of a terminal, a job or a torchrun: the main one decides what they mean, and needs its workers
 # until then. Where a process can't ask who sent a signal (macOS), SIGTERM ends the workers.
@@ -36,6 +36,21 @@ class Batch:
     images: Tensor
     labels: Tensor | None
     skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image, for a person.
+
+    Args:
+        name: in the source, with what can't be printed written out.
+        label: name of its class; None in an unlabeled source.
+        pixels: uint8 (3, H, W), as the network sees it before it is normalized; None where it is no picture.
+    """
+
+    name: str
+    label: str | None
+    pixels: Tensor | None
 
 
 class Loader:
@@ -84,8 +99,29 @@ class Loader:
         self.classes = source.classes
         self.transform = transform
         self.skipped: dict[str, str] = {}
+        self._source = source
+        self._chosen = chosen
         self._skip_unreadable = skip_unreadable
         self._batches = decode_ahead(_Slices(source, transform, chosen, batch_size), workers)
+
+    def examples(self, places: Iterable[int]) -> list[Example]:
+        """Decode images again that a pass gave, by their places in it: unreadable ones do not count."""
+        source, given = self._source, self._chosen
+        if self.skipped:
+            given = [index for index in given if source.name(index) not in self.skipped]
+        return [
+            Example(
+                visible(source.name(index), keep=""),
+                None if (label := source.label(index)) is None else self.class_name(label),
+                self.transform(source.image(index)),
+            )
+            for index in (given[place] for place in places)
+        ]
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class, or its number where the source has no name for it."""
+        classes = self._source.classes or ()
+        return visible(classes[label], keep="") if label < len(classes) else str(label)
 
     def __len__(self) -> int:
         """Number of batches, if none consists of unreadable images only."""
@@ -196,7 +232,7 @@ class _Slices(Dataset[DecodedBatch]):
 
     def __init__(self, source: ImageSource, transform: EvalTransform, indices: Sequence[int], batch_size: int) -> None:
         self._source = source
-        self._transform = transform
+        self.transform = transform
         self._indices = indices
         self._batch_size = batch_size
 
@@ -207,7 +243,7 @@ class _Slices(Dataset[DecodedBatch]):
         if not 0 <= batch < len(self):
             raise IndexError(batch)
         start = batch * self._batch_size
-        return decode_batch(self._source, self._transform, self._indices[start : start + self._batch_size])
+        return decode_batch(self._source, self.transform, self._indices[start : start + self._batch_size])
 
 
 def _pixels(source: ImageSource, transform: EvalTransform, index: int) -> Tensor:

@@ -11,6 +11,9 @@ from repquant.evaluate.predictions import OutputDifference
 
 _INT8_STEPS = 127
 
+STEP_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Upper ends of the bins that `Parity.step_counts` has, in output steps; the last bin has none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
@@ -48,10 +51,13 @@ class Parity:
         same_top1: images on which both name the same class, in percent; None for outputs that are no logits.
         max_logit_steps: the largest difference between their values, in output steps. The step is the one that 8-bit
             values would have: the simulation's largest magnitude over these images, divided by 127.
+        step_counts: images by the largest difference between their values: none at all, above 0 and up to
+            `STEP_EDGES[1]`, and so on.
     """
 
     same_top1: float | None
     max_logit_steps: float
+    step_counts: tuple[int, ...]
 
 
 def paired_drop(float_correct: NDArray[np.bool_], correct: NDArray[np.bool_]) -> Drop:
@@ -93,9 +99,12 @@ def fidelity(difference: OutputDifference) -> Fidelity:
 def parity(difference: OutputDifference) -> Parity:
     """Summarize the difference between a runtime's logits and those of its simulation, the reference."""
     step = difference.reference_largest / _INT8_STEPS
+    steps = [_steps(largest, step) for largest in difference.largest.tolist()]
+    counts = np.bincount(np.searchsorted(STEP_EDGES, steps), minlength=len(STEP_EDGES) + 1)
     return Parity(
         same_top1=_percent(difference.same_top1),
-        max_logit_steps=_steps(difference.largest, step),
+        max_logit_steps=max(steps),
+        step_counts=tuple(counts.tolist()),
     )
 
 

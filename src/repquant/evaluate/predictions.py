@@ -21,12 +21,14 @@ class Predictions:
 
     Attributes:
         top1: class with the largest logit, the first one of a tie, (N,).
+        probability: that the softmax gives it, (N,).
         correct: whether that is the label, (N,); None without labels.
         in_top5: whether the label is among the five largest logits, the first ones of a tie, (N,); None
             without labels, and with five classes or fewer, where it always is.
     """
 
     top1: NDArray[np.int64]
+    probability: NDArray[np.float64]
     correct: NDArray[np.bool_] | None
     in_top5: NDArray[np.bool_] | None
 
@@ -39,11 +41,13 @@ class Predictions:
     def of(cls, logits: NDArray[np.float32], labels: NDArray[np.int64] | None) -> Self:
         """Keep what matters of finite logits (N, K) and their labels (N,), each in 0..K-1."""
         top1 = logits.argmax(axis=1).astype(np.int64)
+        probability = 1 / np.exp(logits - logits.max(axis=1, keepdims=True).astype(np.float64)).sum(axis=1)
         if labels is None:
-            return cls(top1=top1, correct=None, in_top5=None)
+            return cls(top1=top1, probability=probability, correct=None, in_top5=None)
         has_top5 = logits.shape[1] >= _TOP5_FROM_CLASSES
         return cls(
             top1=top1,
+            probability=probability,
             correct=top1 == labels,
             in_top5=label_ranks(logits, labels) < 5 if has_top5 else None,
         )
@@ -53,6 +57,7 @@ class Predictions:
         """Join the predictions of consecutive images, all of them labeled or none."""
         return cls(
             top1=np.concatenate([part.top1 for part in parts]),
+            probability=np.concatenate([part.probability for part in parts]),
             correct=_join([part.correct for part in parts]),
             in_top5=_join([part.in_top5 for part in parts]),
         )
@@ -67,7 +72,7 @@ class OutputDifference:
         kl: KL(softmax(f) || softmax(q)) in nats, (N,); None likewise.
         signal: sum of f^2.
         noise: sum of (f - q)^2.
-        largest: largest |f - q|.
+        largest: largest |f - q| of each image, (N,).
         reference_largest: largest |f|.
     """
 
@@ -75,7 +80,7 @@ class OutputDifference:
     kl: NDArray[np.float64] | None
     signal: float
     noise: float
-    largest: float
+    largest: NDArray[np.float64]
     reference_largest: float
 
     @classmethod
@@ -89,7 +94,7 @@ class OutputDifference:
             kl=softmax_kl(torch.tensor(reference), torch.tensor(logits)).numpy() if is_logits else None,
             signal=float(np.square(wide).sum()),
             noise=float(np.square(difference).sum()),
-            largest=float(np.abs(difference).max()),
+            largest=np.abs(difference).reshape(len(difference), -1).max(axis=1),
             reference_largest=float(np.abs(wide).max()),
         )
 
@@ -101,7 +106,7 @@ class OutputDifference:
             kl=_join([part.kl for part in parts]),
             signal=sum(part.signal for part in parts),
             noise=sum(part.noise for part in parts),
-            largest=max(part.largest for part in parts),
+            largest=np.concatenate([part.largest for part in parts]),
             reference_largest=max(part.reference_largest for part in parts),
         )
 

@@ -77,6 +77,7 @@ def evaluate(
     num_classes: int | None = None,
     chunk_images: int = 256,
     on_images: Callable[[int], None] | None = None,
+    on_chunk: Callable[[Sequence[Images], Mapping[Pair, OutputDifference]], None] | None = None,
 ) -> Evaluation:
     """Run every runtime on every batch, and compare the logits of the pairs asked for.
 
@@ -92,6 +93,7 @@ def evaluate(
         num_classes: logits an image that every runtime has to give; None for any number.
         chunk_images: images that are held in memory, at least.
         on_images: called with the number of images that all runtimes have finished since its last call.
+        on_chunk: called with the batches of a chunk and their differences, of the first output.
 
     Raises:
         InputError: there are no images, a label that a runtime has no class for, or another number of logits.
@@ -121,6 +123,8 @@ def evaluate(
         for pair in compare:
             differences[pair].append(_difference(pair, results))
         images += sum(len(arrays[0]) for arrays in inputs)
+        if on_chunk is not None:
+            on_chunk(chunk, {pair: parts[-1][0] for pair, parts in differences.items()})
         if on_images is not None:
             on_images(sum(len(arrays[0]) for arrays in inputs))
 

@@ -6,7 +6,7 @@ weights and inputs, and what that noise does to the network's outputs when this 
 one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
 
@@ -21,10 +21,13 @@ from repquant.methods.identity import identity_mask
 from repquant.methods.points import Point, find_points
 from repquant.methods.rounded import Rounded
 from repquant.methods.sampling import TransposedConvolution, parameters_of
+from repquant.numerics.affine import Scheme
 from repquant.numerics.distance import sqnr_db
 from repquant.numerics.outliers import diagonal_dominance, range_over_sigma
 from repquant.simulation.integers import IntegerParameters
 from repquant.simulation.layers import FakeQuantize
+
+_WORST = 6  # layers with histograms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,28 @@ class StepHistogram:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GridHistogram:
+    """How the weights of a layer and the values that it reads fall on their grids.
+
+    Attributes:
+        layer: its name.
+        weight_first: the integer of the first count of weights.
+        weights: counts of its integers, over all output channels.
+        input_first: the integer of the first count of inputs.
+        inputs: counts of the integers that what it reads is rounded to, clipped values at the ends.
+        clipped_below, clipped_above: how many of those at the ends were clipped.
+    """
+
+    layer: str
+    weight_first: int
+    weights: tuple[int, ...]
+    input_first: int
+    inputs: tuple[int, ...]
+    clipped_below: int
+    clipped_above: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sensitivity:
     """What quantization does to a network, as a whole and by places.
 
@@ -92,6 +117,7 @@ class Sensitivity:
         both: the quantized network.
         layers: the layers and operators that compute with integers, in the order of computing.
         histogram: of the layer whose diagonal stands out most; None where no identity branch may sit.
+        worst: of the layers with weights that cost most, the worst first.
     """
 
     images: int
@@ -100,16 +126,14 @@ class Sensitivity:
     both: Divergence
     layers: tuple[LayerSensitivity, ...]
     histogram: StepHistogram | None
+    worst: tuple[GridHistogram, ...] = ()
 
 
 def step_histogram(layer: str, integers: IntegerParameters, mask: Tensor) -> StepHistogram:
     """Count the integers of a layer, those under the mask apart from the others."""
     scheme = integers.weight_grid.scheme
-    counts = [
-        torch.bincount(integers.weight[place].int() - scheme.qmin, minlength=scheme.qmax - scheme.qmin + 1).tolist()
-        for place in (mask, ~mask)
-    ]
-    return StepHistogram(layer=layer, first=scheme.qmin, diagonal=tuple(counts[0]), others=tuple(counts[1]))
+    diagonal, others = (_integer_counts(integers.weight[place], scheme) for place in (mask, ~mask))
+    return StepHistogram(layer=layer, first=scheme.qmin, diagonal=diagonal, others=others)
 
 
 @torch.inference_mode()
@@ -156,36 +180,48 @@ def measure_sensitivity(
         on_batch(count)
     if images == 0:
         raise InputError("there are no images to analyze; give at least 1")
+    layers = tuple(
+        _layer(
+            graph,
+            point,
+            _input_sqnr_db([noises[name] for name in point.operands]),
+            alone[point.node].result(),
+            spared[point.node].result(),
+        )
+        for point in points
+    )
     return Sensitivity(
         images=images,
         weights=wholes["weights"].result(),
         activations=wholes["activations"].result(),
         both=wholes["both"].result(),
-        layers=tuple(
-            _layer(
-                graph,
-                point,
-                _input_sqnr_db([noises[name] for name in point.operands]),
-                alone[point.node].result(),
-                spared[point.node].result(),
-            )
-            for point in points
-        ),
+        layers=layers,
         histogram=_most_diagonal(graph, points),
+        worst=_worst(points, layers, noises),
     )
 
 
 class _Noise:
-    """Sums of the squares of a tensor, and of what its quantization changes."""
+    """Sums of the squares of a tensor, and of what its quantization changes, and counts of the integers it falls on.
+
+    The first and the last count are of what lies beyond the grid.
+    """
 
     def __init__(self, quantize: FakeQuantize) -> None:
         self._quantize = quantize
         self.signal = 0.0
         self.noise = 0.0
+        self.counts = torch.zeros(quantize.scheme.qmax - quantize.scheme.qmin + 3, dtype=torch.int64)
+
+    @property
+    def first(self) -> int:
+        """The grid's smallest integer."""
+        return self._quantize.scheme.qmin
 
     def see(self, x: Tensor) -> None:
         self.signal += float(x.square().sum(dtype=torch.float64))
         self.noise += float((x - self._quantize(x)).square().sum(dtype=torch.float64))
+        self.counts += self._quantize.counts(x)
 
 
 def _input_sqnr_db(noises: Sequence[_Noise]) -> float | None:
@@ -217,6 +253,38 @@ def _layer(
         only=only,
         all_but=all_but,
     )
+
+
+def _worst(
+    points: Sequence[Point], layers: Sequence[LayerSensitivity], noises: Mapping[str, _Noise]
+) -> tuple[GridHistogram, ...]:
+    """Return the histograms of the layers whose absence from the quantized network helps most."""
+    ranked = sorted(zip(layers, points, strict=True), key=lambda pair: pair[0].all_but.harm)
+    found = []
+    for layer, point in ranked:
+        if point.integers is None or len(found) == _WORST:
+            continue
+        scheme, read = point.integers.weight_grid.scheme, noises[point.operands[0]]
+        below, *inside, above = read.counts.tolist()
+        inside[0] += below
+        inside[-1] += above
+        found.append(
+            GridHistogram(
+                layer=layer.name,
+                weight_first=scheme.qmin,
+                weights=_integer_counts(point.integers.weight.flatten(), scheme),
+                input_first=read.first,
+                inputs=tuple(inside),
+                clipped_below=below,
+                clipped_above=above,
+            )
+        )
+    return tuple(found)
+
+
+def _integer_counts(integers: Tensor, scheme: Scheme) -> tuple[int, ...]:
+    size = scheme.qmax - scheme.qmin + 1
+    return tuple(torch.bincount(integers.int() - scheme.qmin, minlength=size).tolist())
 
 
 def _outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:

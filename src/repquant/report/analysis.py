@@ -9,17 +9,11 @@ from typing import Any, Self
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from repquant.atomic import replace_file
-from repquant.errors import InputError
-from repquant.methods.divergence import Divergence
-from repquant.methods.sensitivity import LayerSensitivity, Sensitivity, StepHistogram
-from repquant.regular_files import read_regular
+from repquant.methods.sensitivity import LayerSensitivity, Sensitivity
+from repquant.report.reading import parsed, read_file, write_text
 from repquant.report.record import CalibrationRecord
 
 SCHEMA_VERSION = 1
-
-_MOST_BYTES = 2**26
-"""Of a file; one that names 100,000 images that were left out has a fifth of it."""
 
 MOST = 0.5
 """A share that is called most of the whole."""
@@ -67,21 +61,7 @@ class Analysis:
         Raises:
             ValueError: the text is not JSON, has another schema version, or fields that do not fit.
         """
-        data = json.loads(text)
-        found = data.get("schema_version") if isinstance(data, dict) else None
-        if found != SCHEMA_VERSION:
-            raise ValueError(f"schema version {found}; this program reads version {SCHEMA_VERSION}")
-        try:
-            return cls(
-                **data
-                | {
-                    "calibration": CalibrationRecord(**data["calibration"]),
-                    "sensitivity": _sensitivity(data["sensitivity"]),
-                    "notes": tuple(data["notes"]),
-                }
-            )
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"fields do not fit: {error}") from error
+        return parsed(cls, text, SCHEMA_VERSION)
 
 
 def write_analysis(analysis: Analysis, path: Path) -> None:
@@ -90,8 +70,7 @@ def write_analysis(analysis: Analysis, path: Path) -> None:
     Raises:
         InputError: the folder of `path` does not exist or can't be written.
     """
-    with replace_file(path) as temporary:
-        temporary.write_text(analysis.to_json(), encoding="utf-8")
+    write_text(analysis.to_json(), path)
 
 
 def read_analysis(path: Path) -> Analysis:
@@ -100,12 +79,7 @@ def read_analysis(path: Path) -> Analysis:
     Raises:
         InputError: there is no such file, or it is not an analysis that this version reads.
     """
-    try:
-        return Analysis.from_json(read_regular(path, _MOST_BYTES).decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}; give the analysis.json of a run") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not an analysis: {error}; give the analysis.json of a run") from error
+    return read_file(path, Analysis.from_json, "an analysis", "the analysis.json of a run")
 
 
 # What it means
@@ -277,18 +251,3 @@ def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
 
 def _six_digits(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
-
-
-def _sensitivity(data: dict[str, Any]) -> Sensitivity:
-    """Build the measured part from JSON, which has dictionaries for dataclasses and lists for tuples."""
-    layers = tuple(
-        LayerSensitivity(
-            **layer | {"only": Divergence(**layer["only"]), "all_but": Divergence(**layer["all_but"])},
-        )
-        for layer in data["layers"]
-    )
-    histogram = data["histogram"] and StepHistogram(
-        **data["histogram"] | {part: tuple(data["histogram"][part]) for part in ("diagonal", "others")}
-    )
-    wholes = {part: Divergence(**data[part]) for part in ("weights", "activations", "both")}
-    return Sensitivity(**data | wholes | {"layers": layers, "histogram": histogram})

@@ -1,21 +1,15 @@
 """The JSON schema of a run: what `result.json` holds."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path, PurePath
 from typing import Any, Self
 
-from repquant.atomic import replace_file
-from repquant.errors import InputError
-from repquant.regular_files import read_regular
+from repquant.report.reading import parsed, read_file, write_text
 from repquant.report.rows import Row
 
 SCHEMA_VERSION = 1
-
-_MOST_BYTES = 2**26
-"""Of a file; one that names 100,000 images that were left out has a fifth of it."""
 
 _HEADLINE_DIGITS = 6
 _HEADLINE_KEYS = (
@@ -49,12 +43,14 @@ class CalibrationRecord:
         seed: of their selection.
         sha256: of the names and contents selected, as `data.calibration` defines it.
         seconds: of the pass over them.
+        examples: names of the first ones drawn.
     """
 
     images: int
     seed: int
     sha256: str
     seconds: float | None = None
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +78,29 @@ class AttemptRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DisagreementRecord:
+    """An image on which a quantized model, as it is simulated, differs much from its float original.
+
+    Attributes:
+        calibrator: of the quantized model, as in `Row`.
+        image: its name, or its place among those that were evaluated.
+        label: its class; None without labels.
+        kl: of the two softmaxes, in nats.
+        float_answer, float_probability: class that the float model names, and what its softmax gives it, 0 to 1.
+        answer, probability: the same of the quantized model.
+    """
+
+    calibrator: str
+    image: str
+    label: str | None
+    kl: float
+    float_answer: str
+    float_probability: float
+    answer: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """Everything a run was given and everything it measured.
 
@@ -96,6 +115,7 @@ class Record:
         skipped: unreadable images that were left out -> the reason.
         float_row: the float model; None when none was run.
         results: the other rows, in the order of the table.
+        disagreements: of each quantized model the images on which it differs most from the float one, worst first.
         trail: what a search tried, in order.
         work_seconds: to make the models out of the float one: calibration, rounding, training; None where nothing was.
         schema_version: of this layout; a program refuses the ones that it does not know.
@@ -111,6 +131,7 @@ class Record:
     skipped: dict[str, str] = field(default_factory=dict)
     float_row: Row | None = None
     results: tuple[Row, ...] = ()
+    disagreements: tuple[DisagreementRecord, ...] = ()
     trail: tuple[AttemptRecord, ...] = ()
     work_seconds: float | None = None
     schema_version: int = SCHEMA_VERSION
@@ -131,24 +152,7 @@ class Record:
         Raises:
             ValueError: the text is not JSON, has another schema version, or fields that do not fit.
         """
-        data = json.loads(text)
-        found = data.get("schema_version") if isinstance(data, dict) else None
-        if found != SCHEMA_VERSION:
-            raise ValueError(f"schema version {found}; this program reads version {SCHEMA_VERSION}")
-        try:
-            calibration, float_row = data["calibration"], data["float_row"]
-            return cls(
-                **data
-                | {
-                    "calibration": calibration and CalibrationRecord(**calibration),
-                    "notes": tuple(data["notes"]),
-                    "float_row": float_row and _row(float_row),
-                    "results": tuple(_row(row) for row in data["results"]),
-                    "trail": tuple(_attempt(attempt) for attempt in data.get("trail", ())),
-                }
-            )
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"fields do not fit: {error}") from error
+        return parsed(cls, text, SCHEMA_VERSION)
 
 
 def write_record(record: Record, path: Path) -> None:
@@ -157,8 +161,7 @@ def write_record(record: Record, path: Path) -> None:
     Raises:
         InputError: the folder of `path` does not exist or can't be written.
     """
-    with replace_file(path) as temporary:
-        temporary.write_text(record.to_json(), encoding="utf-8")
+    write_text(record.to_json(), path)
 
 
 def read_record(path: Path) -> Record:
@@ -167,12 +170,7 @@ def read_record(path: Path) -> Record:
     Raises:
         InputError: there is no such file, or it is not a record that this version reads.
     """
-    try:
-        return Record.from_json(read_regular(path, _MOST_BYTES).decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}; give the result.json of a run") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a record of a run: {error}; give the result.json of a run") from error
+    return read_file(path, Record.from_json, "a record of a run", "the result.json of a run")
 
 
 def headline(record: Record) -> dict[str, Any]:
@@ -186,16 +184,6 @@ def headline(record: Record) -> dict[str, Any]:
         "results": [{key: getattr(row, key) for key in _HEADLINE_KEYS} for row in record.results],
     }
     return {key: _rounded(value) for key, value in figures.items()}
-
-
-def _row(data: Mapping[str, Any]) -> Row:
-    """Build a row from JSON, which has lists for tuples."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    return Row(**fields)
-
-
-def _attempt(data: Mapping[str, Any]) -> AttemptRecord:
-    return AttemptRecord(**{**data, "keep_float": tuple(data["keep_float"])})
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ class Row:
         sqnr_db: of the logits, float model against this one; None too when they are equal.
         parity, max_logit_steps: same top-1 as the simulation, and the largest logit difference to it in steps of
             8-bit logits.
+        logit_steps: images by their largest logit difference to it, in the bins of `evaluate.compare.STEP_EDGES`.
         seconds, images_per_second: inside the runtime, over all images, warm.
         file_bytes, model: the file that was executed, or that the simulation stands for.
         output: which output of the network, where it has several.
@@ -48,6 +49,7 @@ class Row:
     sqnr_db: float | None = None
     parity: float | None = None
     max_logit_steps: float | None = None
+    logit_steps: tuple[int, ...] | None = None
     file_bytes: int | None = None
     model: str | None = None
     output: str | None = None
@@ -142,7 +144,12 @@ def _compared(row: Row, to_float: OutputDifference | None, to_simulation: Output
         row = replace(row, agreement=close.agreement, kl=close.kl, sqnr_db=_finite(close.sqnr_db))
     if to_simulation is not None:
         same = parity(to_simulation)
-        row = replace(row, parity=same.same_top1, max_logit_steps=_finite(same.max_logit_steps))
+        row = replace(
+            row,
+            parity=same.same_top1,
+            max_logit_steps=_finite(same.max_logit_steps),
+            logit_steps=same.step_counts,
+        )
     return row
 
 

@@ -39,6 +39,15 @@ class FakeQuantize(nn.Module):
         low, high = self.scheme.qmin - self.zero_point, self.scheme.qmax - self.zero_point
         return (x * self._steps_per_unit).round_().clamp_(low, high)
 
+    def counts(self, x: Tensor) -> Tensor:
+        """Return how many values of `x` fall on each integer of the grid, int64, between what lies below and above.
+
+        NaN counts as below.
+        """
+        low, high = self.scheme.qmin - 1, self.scheme.qmax + 1
+        places = (x * self._steps_per_unit).round_().add_(self.zero_point - low).clamp_(0, high - low).nan_to_num_(0.0)
+        return torch.bincount(places.to(torch.int16).flatten(), minlength=high - low + 1)
+
     def extra_repr(self) -> str:
         """Describe the grid."""
         sign = "int" if self.scheme.signed else "uint"

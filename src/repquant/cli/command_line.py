@@ -1,0 +1,39 @@
+"""The command that a record tells of, as a person would type it."""
+
+import importlib
+import shlex
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+
+def command_line(verb: str, configuration: Mapping[str, Any]) -> str:
+    """Return the command with every option that is not at its default.
+
+    Args:
+        verb: one that has options.
+        configuration: name -> value, as a record keeps it; names that the verb does not know are left out.
+    """
+    options = importlib.import_module(f"repquant.cli.{verb.replace('-', '_')}").Options
+    parts = [f"repquant {verb}"]
+    for field in fields(options):
+        value = configuration.get(field.name)
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if value is None or (field.default is not MISSING and value == default):
+            continue
+        text = (
+            ",".join(map(str, value))
+            if isinstance(value, list)
+            else str(value).lower()
+            if value is False
+            else str(value)
+        )
+        flag = f"--{field.name.replace('_', '-')}"
+        parts.append(flag if value is True else f"{flag} {shlex.quote(text)}")
+    return " \\\n    ".join(parts)
+
+
+def analyze_command(configuration: Mapping[str, Any], output: str | None) -> str:
+    """Return the command that analyzes what a run quantized, in the same way and with one calibrator."""
+    kept = {name: value for name, value in configuration.items() if name not in ("calibrator", "overwrite")}
+    return command_line("analyze", kept | {"output": f"{output or 'run'}/analysis"})
