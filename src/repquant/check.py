@@ -11,34 +11,40 @@ from repquant.errors import InputError
 if TYPE_CHECKING:
     from repquant.targets.finding import Finding
 
-CHECKED_TARGETS = ("tensorrt", "onnxruntime", "openvino")
+CHECKED_TARGETS = ("tensorrt", "onnxruntime", "openvino", "litert")
 
 
 def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
-    """Return what was found in an ONNX file, ours or anybody's, the worst first.
+    """Return what was found in a file, ours or anybody's, the worst first.
 
-    TensorRT is not needed: its rules are read off the file. ONNX Runtime and OpenVINO are asked for the graph that they
+    TensorRT is not needed: its rules are read off the file. ONNX Runtime, OpenVINO and LiteRT are asked for what they
     execute, on this CPU.
 
     Args:
-        path: of the file.
-        target: "tensorrt", "onnxruntime" or "openvino".
+        path: of the file, .tflite for "litert" and ONNX for the others.
+        target: "tensorrt", "onnxruntime", "openvino" or "litert".
 
     Raises:
-        InputError: another target, or one that is not installed; no ONNX file, or tensors of it that are missing.
+        InputError: another target, or one that is not installed; another kind of file, a damaged one, or tensors of it
+            that are missing.
     """
-    from repquant.runtimes.available import require
+    from repquant.runtimes.available import require, require_kind
     from repquant.runtimes.cpu import int8_support
-    from repquant.targets import onnxruntime, openvino, tensorrt
+    from repquant.targets import litert, onnxruntime, openvino, tensorrt
     from repquant.targets.finding import SEVERITIES
+    from repquant.targets.litert_file import read_litert
     from repquant.targets.onnx_graph import read_graph
 
     if target not in CHECKED_TARGETS:
         raise InputError(f"target {target!r} was given; allowed are {', '.join(CHECKED_TARGETS)}")
-    graph = read_graph(Path(path))
-    if target == "tensorrt":
-        found = tensorrt.find(graph)
+    require_kind(target, Path(path))
+    if target == "litert":
+        require(target)
+        found = litert.find(Path(path), read_litert(Path(path)))
+    elif target == "tensorrt":
+        found = tensorrt.find(read_graph(Path(path)))
     else:
+        graph = read_graph(Path(path))
         require(target)
         engine = onnxruntime if target == "onnxruntime" else openvino
         found = engine.find(graph, has_exact_products=int8_support().safe)
@@ -49,7 +55,8 @@ def require_taken(path: Path, target: str) -> None:
     """Look at a file that this program wrote for a target, before anybody else does.
 
     Args:
-        path: of the file.
+        path: of the file. That of a target may also be written for another runtime, which is then asked: LiteRT for a
+            .tflite file, ONNX Runtime for an ONNX file of the target litert.
         target: it was written for; where only its runtime could tell, and that is not installed, nobody is asked.
 
     Raises:
@@ -57,6 +64,10 @@ def require_taken(path: Path, target: str) -> None:
     """
     from repquant.runtimes.available import installed
 
+    if path.suffix == ".tflite":
+        target = "litert"
+    elif target == "litert":
+        target = "onnxruntime"
     if target != "tensorrt" and target not in installed():
         return
     refused = [str(finding) for finding in check(path, target) if finding.is_refused]

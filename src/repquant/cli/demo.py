@@ -15,7 +15,7 @@ from repquant.cli.options import option
 class Options:
     """Options of `repquant demo`."""
 
-    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino", "onnxruntime")
+    target: str = option("runtime that will serve the model: tensorrt, onnxruntime, openvino or litert", "onnxruntime")
     output: str = option("folder to write", "runs/demo")
     overwrite: bool = option("replace the output folder if it exists", True)
 

@@ -1,6 +1,6 @@
 """Measure top-1, top-5 and throughput of a model on labelled images.
 
-The float checkpoint runs in PyTorch (--arch and --weights), an ONNX file in ONNX Runtime or OpenVINO (--model).
+The float checkpoint runs in PyTorch (--arch and --weights), a file in the runtime that reads it (--model).
 Under torchrun the processes share the images; every one counts once.
 
   torchrun --nproc-per-node 8 -m repquant evaluate --arch RepVGG-A0 --weights A0.pth --data FOLDER --device cuda
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 class Options(DataOptions):
     """Options of `repquant evaluate`."""
 
-    runtimes: str = option("what executes the model: pytorch, onnxruntime, openvino, tensorrt, with commas", "pytorch")
-    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt", "")
+    runtimes: str = option(
+        "what executes the model: pytorch, onnxruntime, openvino, tensorrt, litert, with commas", "pytorch"
+    )
+    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt, .tflite for litert", "")
     arch: str = option("architecture of the checkpoint, for pytorch", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
     num_classes: int = option("number of classes of the model", 1000, CLASSES)

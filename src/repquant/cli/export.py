@@ -1,4 +1,4 @@
-"""Write an ONNX file: the float model, or with --calibrator its INT8 form with Q/DQ nodes.
+"""Write an ONNX or .tflite file: the float model, or with --calibrator its INT8 form.
 
 Nothing is measured; `repquant ptq` does the same and proves the result.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, NetworkOptions, TargetOptions, option
 from repquant.errors import InputError
+from repquant.option_ranges import COUNT
 
 if TYPE_CHECKING:
     from torch import fx
@@ -27,11 +28,14 @@ INT8_ONLY = {field.name for kind in (TargetOptions, MethodOptions, CalibrationOp
 class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, NetworkOptions):
     """Options of `repquant export`."""
 
-    output: str = option("file to write, .onnx")
+    output: str = option("file to write, .onnx, or .tflite for LiteRT")
     overwrite: bool = option("replace the output file if it exists", False)
     data: str = option("folder whose train/ holds the calibration images, or 'builtin'; for INT8 only", "")
+    batch: int = option("for .tflite: images that the file takes; 0 for any number", 0, COUNT)
+    input_type: str = option("for .tflite: what the file takes, float32, int8 or uint8", "float32")
+    output_type: str = option("for .tflite: what the file gives, float32, int8 or uint8", "float32")
     calibrator: str = option("max, percentile, mse or entropy for INT8; nothing for the float model", "")
-    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino", "onnxruntime")
+    target: str = option("runtime that will serve the model: tensorrt, onnxruntime, openvino or litert", "onnxruntime")
 
 
 def run(options: Options) -> None:
@@ -40,9 +44,10 @@ def run(options: Options) -> None:
     from repquant.check import require_taken
     from repquant.cli.inputs import load_graph, open_target, transform
     from repquant.cli.outputs import output_file
-    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
+    from repquant.export.files import LITERT, ONNX, export_file, require_suffix
+    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME
 
-    output = output_file(options, (".onnx",))
+    output = output_file(options, (ONNX, LITERT))
     _check(options)
     transform(options)  # refuses sizes that are none, also where no image is read
     graph = load_graph(options, options.image_size)
@@ -52,8 +57,18 @@ def run(options: Options) -> None:
     skipped: dict[str, str] = {}
     if options.calibrator:
         target = open_target(options)
+        require_suffix(target.name, output.suffix)
         graph, skipped = _quantize(graph, options, target, checkpoint)
-    size = export_graph(graph, output, target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+    size = export_file(
+        graph,
+        output,
+        target,
+        inputs=(INPUT_NAME,),
+        outputs=(OUTPUT_NAME,),
+        batch=options.batch or None,
+        input_type=options.input_type,  # type: ignore[arg-type]  # the names are checked there
+        output_type=options.output_type,  # type: ignore[arg-type]
+    )
     if target:
         require_taken(output, target.name)
     if options.calibrator and options.rounding == "learned":

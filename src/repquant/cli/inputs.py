@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.options import (
+    AUTO,
     CalibrationOptions,
     DataOptions,
     ImageOptions,
@@ -16,6 +17,7 @@ from repquant.cli.options import (
     ModelOptions,
     NetworkOptions,
     TargetOptions,
+    split_names,
 )
 from repquant.errors import InputError
 
@@ -219,17 +221,29 @@ def held_back_loader(options: CalibrationOptions, images: DataOptions, count: in
     return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
 
 
-def check_runtimes(target: Target, runtimes: Sequence[str]) -> None:
-    """Refuse runtimes that can't execute the target's activations.
+def proving_runtimes(names: str, target: Target) -> tuple[str, ...]:
+    """Return the runtimes that `--runtimes` names for a target.
+
+    `auto` stands for the simulation and the usual ones, `all` for those that are installed and fit.
 
     Raises:
-        InputError: activations of fewer than 8 bits, and a runtime that is not the simulation.
+        InputError: a runtime that is not known, not installed or can't execute what is made for the target, such as
+            activations of fewer than 8 bits.
     """
+    from repquant.runtimes.available import ENGINES, default_runtimes, fits, installed, require, require_fit
+
+    fitting = tuple(name for name in installed() if fits(name, target.name))
+    usual = ("pytorch", *default_runtimes(target.name))
+    runtimes = usual if names.strip() == AUTO else split_names(names, tuple(ENGINES), "runtimes", fitting)
+    for name in runtimes:
+        require(name)
+    require_fit(runtimes, target.name)
     if target.activation.bits < 8 and (others := [name for name in runtimes if name != "pytorch"]):
         raise InputError(
             f"activations of {target.activation.bits} bits can only be simulated, but {', '.join(others)} was asked "
             "for; pass --runtimes pytorch"
         )
+    return runtimes
 
 
 def open_method(options: MethodOptions, target: Target) -> PtqMethod:

@@ -26,6 +26,8 @@ from repquant.option_ranges import (
 _WORKERS = max(32, 4 * (os.cpu_count() or 1))
 """Decoding processes beyond this only take memory."""
 
+AUTO = "auto"
+
 
 def option(help: str, default: Any = MISSING, allowed: Numbers | None = None) -> Any:
     """Return a dataclass field with a help text, and the range of its numbers; without a default it is required."""
@@ -148,7 +150,7 @@ class MethodOptions:
 class TargetOptions:
     """What the model will run on."""
 
-    target: str = option("runtime that will serve the model: tensorrt, onnxruntime or openvino")
+    target: str = option("runtime that will serve the model: tensorrt, onnxruntime, openvino or litert")
     per_tensor_weights: bool = option("one scale for all weights of a layer, for hardware that has nothing else", False)
     weight_bits: int = option("bits of the weights, 2 to 8; fewer than 8 are stored in int8", 8, BITS)
     activation_bits: int = option("bits of the activations, 2 to 8; fewer than 8 are simulated alone", 8, BITS)

@@ -14,6 +14,7 @@ from time import perf_counter
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import (
+    AUTO,
     CalibrationOptions,
     DataOptions,
     FolderOptions,
@@ -31,8 +32,9 @@ class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, D
 
     calibrator: str = option("max, percentile, mse, entropy, several with commas, or all", "all")
     runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
-        "pytorch,onnxruntime,openvino",
+        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, litert, with commas, "
+        "all, or auto (the simulation and the usual ones of the target)",
+        AUTO,
     )
 
 
@@ -43,7 +45,6 @@ def run(options: Options) -> None:
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        check_runtimes,
         hashed_weights,
         kept_names,
         load_graph,
@@ -51,6 +52,7 @@ def run(options: Options) -> None:
         open_loader,
         open_method,
         open_target,
+        proving_runtimes,
         saturation_notes,
         skipped_images,
     )
@@ -59,14 +61,10 @@ def run(options: Options) -> None:
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
     from repquant.numerics.ranges import CALIBRATORS
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
-    from repquant.runtimes.available import ENGINES, installed, require
 
     calibrators = split_names(options.calibrator, CALIBRATORS, "calibrator")
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
-    for name in runtimes:
-        require(name)
     target = open_target(options)
-    check_runtimes(target, runtimes)
+    runtimes = proving_runtimes(options.runtimes, target)
     method = open_method(options, target)
     output = output_folder(options)
     checkpoints = {}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show_configuration
-from repquant.cli.options import CalibrationOptions, ModelOptions, TargetOptions, option, split_names
+from repquant.cli.options import AUTO, CalibrationOptions, ModelOptions, TargetOptions, option, split_names
 from repquant.cli.training import RunOptions
 from repquant.errors import InputError
 from repquant.option_ranges import COUNT
@@ -55,8 +55,9 @@ class Options(Settings, RunOptions):
     """Options of `repquant qat`."""
 
     runtimes: str = option(
-        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
-        "pytorch,onnxruntime,openvino",
+        "what executes the model: pytorch (the simulation), onnxruntime, openvino, tensorrt, litert, with commas, "
+        "all, or auto (the simulation and the usual ones of the target)",
+        AUTO,
     )
 
 
@@ -78,13 +79,13 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
 
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        check_runtimes,
         file_sha256,
         kept_names,
         load_network,
         open_calibration,
         open_loader,
         open_target,
+        proving_runtimes,
         saturation_notes,
         skipped_images,
         weights_path,
@@ -100,7 +101,6 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     from repquant.repvgg.insert_bn import load_inserted_bn
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
     from repquant.repvgg.qat_task import RepVGGQatTask
-    from repquant.runtimes.available import ENGINES, installed, require
     from repquant.train.checkpoint import newest_checkpoint
     from repquant.train.loop import Trainer
 
@@ -109,11 +109,8 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
-    for name in runtimes:
-        require(name)
     target = open_target(options)
-    check_runtimes(target, runtimes)
+    runtimes = proving_runtimes(options.runtimes, target)
     kept = kept_names(options)
     model = load_network(options)
     _check(model, settings, kept)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import (
+    AUTO,
     CalibrationOptions,
     DataOptions,
     FolderOptions,
     NetworkOptions,
     TargetOptions,
     option,
-    split_names,
 )
 from repquant.option_ranges import POSITIVE_COUNT, Numbers
 
@@ -44,8 +44,9 @@ class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, Net
         "images of the calibration split, other ones, to judge attempts on", 512, POSITIVE_COUNT
     )
     runtimes: str = option(
-        "what proves the result: pytorch (the simulation), onnxruntime, openvino, tensorrt, with commas, or all",
-        "pytorch,onnxruntime,openvino",
+        "what proves the result: pytorch (the simulation), onnxruntime, openvino, tensorrt, litert, with commas, "
+        "all, or auto (the simulation and the usual ones of the target)",
+        AUTO,
     )
 
 
@@ -55,7 +56,6 @@ def run(options: Options) -> None:
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        check_runtimes,
         has_validation,
         hashed_weights,
         held_back_loader,
@@ -64,6 +64,7 @@ def run(options: Options) -> None:
         open_calibration,
         open_loader,
         open_target,
+        proving_runtimes,
         saturation_notes,
         skipped_images,
     )
@@ -72,14 +73,10 @@ def run(options: Options) -> None:
     from repquant.cli.quantizing import ImagesOf
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
-    from repquant.runtimes.available import ENGINES, installed, require
     from repquant.search import search
 
-    runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
-    for name in runtimes:
-        require(name)
     target, kept = open_target(options), kept_names(options)
-    check_runtimes(target, runtimes)
+    runtimes = proving_runtimes(options.runtimes, target)
     output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
