@@ -9,6 +9,7 @@ import subprocess
 import threading
 from html import unescape
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_onnx_runtime_web_in_node(onnx_file, images, expected, tmp_path):
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves a folder and says nothing."""
 
-    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
+    extensions_map = MappingProxyType(http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript"})
 
     def log_message(self, *_):
         pass

@@ -116,9 +116,9 @@ def test_a_damaged_file(save, tmp_path):
         damaged = tmp_path / "damaged.tflite"
         damaged.write_bytes(content[:size])
         for read in (read_litert, lambda path: repquant.check(path, "litert"), LitertRuntime):
-            with pytest.raises(InputError, match="is no .tflite file|is damaged|can't load"):
+            with pytest.raises(InputError, match=r"is no \.tflite file|is damaged|can't load"):
                 read(damaged)
-    with pytest.raises(InputError, match="does not exist; give a .tflite file"):
+    with pytest.raises(InputError, match=r"does not exist; give a \.tflite file"):
         read_litert(tmp_path / "none.tflite")
 
 
