@@ -171,6 +171,17 @@ def test_an_operator_that_the_file_can_not_hold_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_ends_that_hold_no_floats_are_named(tmp_path):
+    class Classes(nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    with pytest.raises(InputError, match=r"argmax.*it gives no floats; write it with other operators, or leave"):
+        export_file(capture(Classes(), torch.zeros(2, 3)), tmp_path / "x.tflite")
+    with pytest.raises(InputError, match=r"input input holds torch.int64; a \.tflite file is written for inputs of fl"):
+        export_file(capture(nn.Embedding(4, 3), torch.zeros(2, 3, dtype=torch.int64)), tmp_path / "x.tflite")
+
+
 def test_a_float_network(images, tmp_path):
     torch.manual_seed(0)
     model = Network().eval()

@@ -52,6 +52,7 @@ class LitertRuntime:
             raise InputError(f"LiteRT can't load {path}: {reason}; is it a complete .tflite file?") from error
         self._inputs = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
+        self._shapes = [tuple(detail["shape"].tolist()) for detail in self._inputs]
         names, self.outputs = self._graph.names
         self.inputs: Mapping[str, tuple[int | None, ...]] = {
             name: _network_shape(detail["shape_signature"], order)
@@ -104,12 +105,14 @@ class LitertRuntime:
         )
 
     def _resize(self, arrays: list[NDArray[Any]]) -> None:
-        current = [tuple(self._interpreter.get_tensor(detail["index"]).shape) for detail in self._inputs]
-        if current == [array.shape for array in arrays]:
+        shapes = [array.shape for array in arrays]
+        if shapes == self._shapes:
             return
+        self._shapes = []  # unknown, should what follows fail
         for array, detail in zip(arrays, self._inputs, strict=True):
             self._interpreter.resize_tensor_input(detail["index"], array.shape)
         self._interpreter.allocate_tensors()
+        self._shapes = shapes
 
 
 def _as_stored(array: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:

@@ -231,6 +231,8 @@ def _fused_clip(node: fx.Node) -> fx.Node | None:
 
 
 def _write_input(scope: Scope, node: fx.Node, name: str, kind: EndType, grid: Quantization | None) -> Named:
+    if not holds_floats(node):
+        raise InputError(f"input {name} holds {node.meta['val'].dtype}; a .tflite file is written for inputs of floats")
     sizes, free = scope.form(node.meta["val"])
     order = CHANNELS_LAST if len(sizes) == 4 else tuple(range(len(sizes)))
     if kind == "float32":
@@ -247,6 +249,8 @@ def _write_input(scope: Scope, node: fx.Node, name: str, kind: EndType, grid: Qu
 
 
 def _write_output(scope: Scope, node: fx.Node, name: str, kind: EndType) -> Named:
+    if node not in scope.values:
+        raise unwritable(node, "it gives no floats")
     value = scope.value(node)
     if value.order != CHANNELS_LAST:
         value = scope.writer.plain(value)
