@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-slow lint dist clean
+.PHONY: setup demo web test test-slow lint dist clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/repquant demo --output runs/demo
+
+# ONNX Runtime Web, for the tests that run a file as browsers do; they are left out without it.
+web:
+	npm install --prefix .cache/web --no-save --no-fund --no-audit --ignore-scripts onnxruntime-web@1.30.0
 
 test: setup lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

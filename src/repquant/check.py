@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,35 +15,47 @@ if TYPE_CHECKING:
 
 
 def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
-    """Return what was found in an ONNX file, ours or anybody's, the worst first.
+    """Return what was found in a file, ours or anybody's, the worst first.
 
-    TensorRT is not needed: its rules are read off the file. ONNX Runtime and OpenVINO are asked for the graph that they
+    TensorRT is not needed: its rules are read off the file. ONNX Runtime, OpenVINO and LiteRT are asked for what they
     execute, on this CPU.
 
     Args:
-        path: of the file.
-        target: "tensorrt", "onnxruntime" or "openvino".
+        path: of the file, .tflite for "litert" and ONNX for the others.
+        target: "tensorrt", "onnxruntime", "openvino" or "litert".
 
     Raises:
-        InputError: another target, or one that is not installed; no ONNX file, or tensors of it that are missing.
+        InputError: another target, or one that is not installed; another kind of file, a damaged one, or tensors of it
+            that are missing.
     """
-    from repquant.runtimes.available import require
+    from repquant.runtimes.available import require, require_kind
     from repquant.runtimes.cpu import int8_support
-    from repquant.targets import onnxruntime, openvino, tensorrt
-    from repquant.targets.finding import SEVERITIES
+    from repquant.targets import litert, onnxruntime, openvino, tensorrt
+    from repquant.targets.litert_file import read_litert
     from repquant.targets.onnx_graph import blaming_the_file, read_graph
 
     if target not in TARGETS:
         raise InputError(f"target {target!r} was given; allowed are {', '.join(TARGETS)}")
-    graph = read_graph(Path(path))
+    file = Path(path)
+    require_kind(target, file)
+    if target == "litert":
+        require(target)
+        return _worst_first(litert.find(file, read_litert(file)))
+    graph = read_graph(file)
     if target != "tensorrt":
         require(target)
-    with blaming_the_file(Path(path), graph.model):
+    with blaming_the_file(file, graph.model):
         if target == "tensorrt":
             found = tensorrt.find(graph)
         else:
             engine = onnxruntime if target == "onnxruntime" else openvino
             found = engine.find(graph, has_exact_products=int8_support().safe)
+    return _worst_first(found)
+
+
+def _worst_first(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    from repquant.targets.finding import SEVERITIES
+
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.rule.severity)))
 
 
@@ -50,7 +63,8 @@ def require_taken(path: Path, target: str) -> None:
     """Look at a file that this program wrote for a target, before anybody else does.
 
     Args:
-        path: of the file.
+        path: of the file. That of a target may also be written for another runtime, which is then asked: LiteRT for a
+            .tflite file, ONNX Runtime for an ONNX file of the target litert.
         target: it was written for; where only its runtime could tell, and that is not installed, nobody is asked.
 
     Raises:
@@ -58,6 +72,10 @@ def require_taken(path: Path, target: str) -> None:
     """
     from repquant.runtimes.available import installed
 
+    if path.suffix == ".tflite":
+        target = "litert"
+    elif target == "litert":
+        target = "onnxruntime"
     if target != "tensorrt" and target not in installed():
         return
     refused = [str(finding) for finding in check(path, target) if finding.is_refused]

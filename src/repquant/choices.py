@@ -2,12 +2,13 @@
 
 from typing import Literal, get_args
 
-TargetName = Literal["tensorrt", "onnxruntime", "openvino"]
+TargetName = Literal["tensorrt", "onnxruntime", "openvino", "litert"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 StoredWeights = Literal["int8", "float"]
 ScaleType = Literal["float32", "float16"]
+EndType = Literal["float32", "int8", "uint8"]
 
-RuntimeName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+RuntimeName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt", "litert"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 Calibrator = Literal["max", "percentile", "mse", "entropy"]

@@ -8,19 +8,20 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from repquant.choices import Calibrator, WeightScales
 from repquant.errors import InputError
 from repquant.graph.batches import example_of, rereadable
 from repquant.graph.branches import stay_one_convolution
 from repquant.graph.capture import capture
 from repquant.graph.linear import merge_with_branches
 from repquant.graph.run import Batch
-from repquant.methods.ptq import PtqMethod
+from repquant.methods.method import PtqMethod
 from repquant.methods.rounded import Rounded
 from repquant.qat.kernels import MergedKernel
 from repquant.qat.network import make_trainable
-from repquant.qat.quantizers import WEIGHT_SCALES, WeightScales
+from repquant.qat.quantizers import WEIGHT_SCALES
 from repquant.qat.trainable import Trainable
-from repquant.quantize import Calibrator, Progress, quantize
+from repquant.quantize import Progress, quantize
 from repquant.targets.target import Target
 
 ActivationScales = Literal["learned", "fixed"]

@@ -33,7 +33,7 @@ from repquant.report.rows import Row, measured_row, output_rows
 from repquant.report.run import Run
 from repquant.report.tables import COMPARISON, METRIC, OUTPUT, markdown_table
 from repquant.report.thumbnails import EVALUATION, Thumbnails
-from repquant.runtimes.available import open_runtime, require
+from repquant.runtimes.available import ENGINES, default_runtimes, open_runtime, require, require_fit
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.pytorch import PyTorchRuntime
 
@@ -101,7 +101,7 @@ def prove(
     int8: Quantized,
     validation: Iterable[Batch],
     *,
-    runtimes: Sequence[str] = ("onnxruntime", "openvino"),
+    runtimes: Sequence[str] | None = None,
     evaluate: Metric | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> Proof:
@@ -114,28 +114,34 @@ def prove(
         model: the float network that was quantized, or what `reparameterize` made of it.
         int8: from `quantize`.
         validation: batches as for `quantize`; where they hold labels (N,) behind the inputs, accuracy is measured.
-        runtimes: that execute the file; they have to be installed.
+        runtimes: that execute the file; they have to be installed. Default: "litert" for that target, else
+            "onnxruntime" and "openvino".
         evaluate: a metric such as mAP or mIoU; it is called once with each network.
         on_images: called with the number of images that all have finished since the last call.
 
     Raises:
-        InputError: a runtime that is not installed, no images, or labels that the network has no class for.
+        InputError: a runtime that is not installed or does not run what is made for the target, no images, or labels
+            that the network has no class for.
         FloatingPointError: a network returned NaN or infinite values.
     """
+    target = int8.plan.target
+    if runtimes is None:
+        runtimes = default_runtimes(target.name)
     for name in runtimes:
         require(name)
+    require_fit(runtimes, target.name)
     batches = rereadable(validation)
     graph = captured(model, batches)
     if len(input_names(graph)) != len(input_names(int8.module)):
         raise InputError("the two networks take different inputs; give the float network that was quantized")
     with tempfile.TemporaryDirectory() as folder:
-        path = int8.save(Path(folder) / "int8.onnx") if runtimes else None
+        suffixes = dict.fromkeys(ENGINES[name].suffix for name in runtimes)
+        files = {suffix: int8.save(Path(folder) / f"int8{suffix}") for suffix in suffixes}
         engines: dict[str, Runtime] = {
             FLOAT: PyTorchRuntime(flattened(graph)),
             SIMULATED: PyTorchRuntime(flattened(int8.module)),
         }
-        if path is not None:
-            engines |= {name: open_runtime(name, path) for name in runtimes}
+        engines |= {name: open_runtime(name, files[ENGINES[name].suffix]) for name in runtimes}
         pairs: list[Pair] = [(name, FLOAT) for name in engines if name != FLOAT]
         pairs += [(name, SIMULATED) for name in runtimes]
         keeper = Keeper((SIMULATED, FLOAT), _DISAGREEMENTS)
@@ -143,7 +149,8 @@ def prove(
             engines, _labelled(graph, batches), compare=pairs, on_images=on_images, on_chunk=keeper.see
         )
         metrics = {name: evaluate(_as_module(graph, engine)) for name, engine in engines.items()} if evaluate else {}
-        file_bytes = path.stat().st_size if path is not None else None
+        sizes: dict[str, int | None] = {name: files[ENGINES[name].suffix].stat().st_size for name in runtimes}
+        sizes[SIMULATED] = next(iter(sizes.values()), None)
     found = largest_disagreements(evaluation, SIMULATED, FLOAT, _DISAGREEMENTS)
     examples = {
         place: Example(f"image {place}", None if label is None else str(label), visible_pixels(image))
@@ -153,15 +160,15 @@ def prove(
     rows = [
         row
         for name, engine in engines.items()
-        for row in _rows(evaluation, name, engine.version, outputs, file_bytes, metrics)
+        for row in _rows(evaluation, name, engine.version, outputs, sizes.get(name), metrics)
     ]
     record = Record(
         command="prove",
         output=None,
-        config={"target": int8.plan.target.name, "runtimes": list(runtimes)},
+        config={"target": target.name, "runtimes": list(runtimes)},
         inputs={},
         environment=environment(),
-        notes=(int8.plan.target.note,) if int8.plan.target.note else (),
+        notes=(target.note,) if target.note else (),
         float_row=rows[0],
         results=tuple(rows[1:]),
         disagreements=disagreement_records({SIMULATED: found}, examples, str),
@@ -213,7 +220,7 @@ def _rows(
         calibrator=None if is_float else "int8",
         float_name=None if is_float else FLOAT,
         simulation_name=None if is_float or is_simulated else SIMULATED,
-        file_bytes=None if is_float else file_bytes,
+        file_bytes=file_bytes,
     )
     if metrics:
         row = replace(row, metric=metrics[name], metric_drop=None if is_float else metrics[FLOAT] - metrics[name])

@@ -12,9 +12,9 @@ from typing import Any
 from torch import fx, nn
 
 from repquant.check import require_taken
-from repquant.choices import Calibrator
+from repquant.choices import Calibrator, EndType
 from repquant.errors import InputError
-from repquant.export.onnx import export_graph
+from repquant.export.files import export_file, require_suffix
 from repquant.graph.batches import example_of, first_images, rereadable
 from repquant.graph.capture import Captured
 from repquant.graph.layout import Layout, find_layout
@@ -86,25 +86,45 @@ class Quantized:
         named = {layer.name for layer in layers}
         return (*layers, *(Layer(name, "float32", reason) for name, reason in floats.items() if name not in named))
 
-    def save(self, path: str | PathLike[str], *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Path:
+    def save(
+        self,
+        path: str | PathLike[str],
+        *,
+        inputs: Sequence[str] = (),
+        outputs: Sequence[str] = (),
+        batch: int | None = None,
+        input_type: EndType = "float32",
+        output_type: EndType = "float32",
+    ) -> Path:
         """Write the file that the target's runtime takes, whole or not at all, and return its path.
 
         Args:
-            path: ends in `.onnx`.
+            path: ends in `.onnx`, or in `.tflite` for LiteRT.
             inputs: names of the inputs; those of `forward` by default.
             outputs: names of the outputs; the keys of a returned dict by default, else `output`.
+            batch: number of images that a .tflite file takes; None for any, where the network takes any.
+            input_type: of a .tflite file: "float32", or "int8" or "uint8" on the grid that is written beside it.
+            output_type: of a .tflite file, as `input_type`.
 
         Raises:
-            InputError: another suffix, activations that are not of 8 bits, or a folder that can't be written.
+            InputError: a suffix that the target has no file for, activations that are not of 8 bits, an operator or a
+                setting that the file can't hold, or a folder that can't be written.
         """
-        path = Path(path)
-        if path.suffix != ".onnx":
-            raise InputError(f"{path} was given; target {self.plan.target.name} takes files that end in .onnx")
-        if self.plan.target.activation.bits != 8:
-            bits = self.plan.target.activation.bits
-            raise InputError(f"activations of {bits} bits can only be simulated; a file needs 8")
-        export_graph(self.module, path, self.plan.target, inputs=inputs, outputs=outputs)
-        require_taken(path, self.plan.target.name)
+        path, target = Path(path), self.plan.target
+        require_suffix(target.name, path.suffix)
+        if target.activation.bits != 8:
+            raise InputError(f"activations of {target.activation.bits} bits can only be simulated; a file needs 8")
+        export_file(
+            self.module,
+            path,
+            target,
+            inputs=inputs,
+            outputs=outputs,
+            batch=batch,
+            input_type=input_type,
+            output_type=output_type,
+        )
+        require_taken(path, target.name)
         return path
 
 

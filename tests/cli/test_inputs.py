@@ -9,8 +9,8 @@ from repquant.cli.inputs import (
     identified,
     open_calibration,
     open_method,
-    open_runtimes,
     open_target,
+    proving_runtimes,
     saturation_notes,
     training_loader,
 )
@@ -25,6 +25,7 @@ from repquant.cli.options import (
 from repquant.data.datasets import ImageFolder, open_split
 from repquant.errors import InputError
 from repquant.runtimes import available, cpu
+from repquant.targets.target import resolve_target
 from repquant.train.distributed import Ranks
 from repquant.train.held_back import hold_back
 
@@ -145,12 +146,13 @@ def test_fewer_images_than_the_default_are_all_taken(data, capsys):
 
 
 def test_runtimes_that_are_not_installed_are_left_out_of_the_default(monkeypatch, capsys):
+    target = resolve_target("onnxruntime")
     monkeypatch.setattr(available, "installed", lambda: ("pytorch", "openvino"))
-    assert open_runtimes("pytorch,onnxruntime,openvino") == ("pytorch", "openvino")
+    assert proving_runtimes("auto", target) == ("pytorch", "openvino")
     assert "left out: onnxruntime (pip install 'repquant[onnxruntime]')" in capsys.readouterr().err
-    assert open_runtimes("all") == ("pytorch", "openvino")
+    assert proving_runtimes("all", target) == ("pytorch", "openvino")
     with pytest.raises(InputError, match="'onyx' was given; allowed are pytorch"):
-        open_runtimes("onyx")
+        proving_runtimes("onyx", target)
 
 
 def test_what_a_checkpoint_is_of_is_read_off_it(weights, capsys):

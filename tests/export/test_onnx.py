@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from repquant.errors import InputError
+from repquant.export.litert.network import export_litert
 from repquant.export.onnx import export_graph
 from repquant.graph.capture import capture
 from repquant.methods.ptq import PtqMethod
@@ -209,3 +210,4 @@ def test_a0_with_1000_classes_is_at_most_8_7_megabytes(tmp_path):
     target = resolve_target("tensorrt")
     quantized = quantize(model, [torch.randn(2, 3, 64, 64)], target=target, calibrator="max", method=NEAREST)
     assert export_graph(quantized.module, tmp_path / "a0.onnx", target) <= 8_700_000
+    assert export_litert(quantized.module, tmp_path / "a0.tflite") <= 8_700_000

@@ -4,12 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from agreement import ENGINES, deploy
+from operator_cases import CORE
 from torch import Tensor, nn
 
 from repquant.graph.capture import capture
 from repquant.graph.layout import find_layout, resolve_keep_float
 from repquant.graph.run import run
-from repquant.targets.target import TARGETS, resolve_target
+from repquant.targets.target import resolve_target
 
 
 class SamePadded(nn.Conv2d):
@@ -82,7 +83,7 @@ def test_first_and_last_follow_the_order_of_computation(graph):
 
 
 @pytest.mark.parametrize(
-    "target", [pytest.param(name, marks=[pytest.mark.slow] if name != "onnxruntime" else []) for name in TARGETS]
+    "target", [pytest.param(name, marks=[pytest.mark.slow] if name != "onnxruntime" else []) for name in CORE]
 )
 def test_simulation_and_runtimes_agree(graph, batch, target, tmp_path):
     network = deploy(graph, batch, target, tmp_path / "network.onnx")

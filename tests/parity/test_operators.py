@@ -13,13 +13,12 @@ from operator_cases import CORE, GROUPS, IMAGE_SHAPE, Branches
 from torch import fx
 
 from repquant.graph.capture import capture
-from repquant.targets.target import TARGETS
 
 LEAST_EQUAL = 0.99
 MOST_STEPS = 2.0
 
-QUICK = [(target, "core", name) for target in TARGETS for name in CORE[target]]
-WHOLE = [(target, group, name) for target in TARGETS for group, cases in GROUPS.items() for name in cases]
+QUICK = [(target, "core", name) for target in CORE for name in CORE[target]]
+WHOLE = [(target, group, name) for target in CORE for group, cases in GROUPS.items() for name in cases]
 
 
 def rows(targets: Collection[str]) -> pytest.MarkDecorator:
@@ -64,7 +63,7 @@ ROUNDS_LESS = {("onnxruntime", "openvino"): {"add", "add_relu", "add_input", "ad
 FLOAT_PRODUCTS = {"openvino": {"matmul", "matmul_heads", "bmm"}}
 
 
-@rows(TARGETS)
+@rows(CORE)
 def test_simulation_and_runtimes_agree(deployed, target, group, name):
     network = deployed(group, target)
     assert network.sqnr_db(name) > 25, "the simulation is far from the float network"

@@ -6,11 +6,11 @@ import pytest
 
 from repquant.errors import InputError
 from repquant.runtimes import available
-from repquant.runtimes.available import installed, open_runtime, require
+from repquant.runtimes.available import installed, open_runtime, require, require_fit
 
 
 def test_all_engines_are_installed_for_the_tests():
-    assert installed() == ("pytorch", "onnxruntime", "openvino")
+    assert installed() == ("pytorch", "onnxruntime", "openvino", "litert")
     for name in installed():
         require(name)
 
@@ -33,24 +33,59 @@ def test_missing_engine_names_its_extra(monkeypatch):
     monkeypatch.setattr(
         available,
         "find_spec",
-        lambda name: SimpleNamespace(origin=None if name in ("openvino", "tensorrt") else "a file"),
+        lambda name: SimpleNamespace(origin="a file" if name in ("torch", "onnxruntime") else None),
     )
     assert installed() == ("pytorch", "onnxruntime")
     with pytest.raises(InputError, match=r"pip install 'repquant\[openvino\]', or choose from pytorch, onnxruntime"):
         require("openvino")
+    with pytest.raises(InputError, match=r"litert is not installed; run pip install 'repquant\[litert\]'"):
+        require("litert")
 
 
 def test_pytorch_runs_no_files(float_model):
     with pytest.raises(
-        InputError, match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino, tensorrt"
+        InputError,
+        match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino, tensorrt, litert",
     ):
         open_runtime("pytorch", float_model.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "reason"),
+    [
+        (
+            "litert",
+            "tensorrt",
+            "target tensorrt keeps sums in 32 bits, and LiteRT rounds every summand; choose py",
+        ),
+        ("litert", "openvino", "target openvino keeps sums in 32 bits"),
+        (
+            "tensorrt",
+            "litert",
+            "activations of target litert have zero points, and TensorRT has none; choose pyt",
+        ),
+    ],
+)
+def test_runtimes_that_do_not_fit_a_target_are_refused_with_the_reason(name, target, reason):
+    with pytest.raises(InputError, match=reason):
+        require_fit((name,), target)
+    require_fit(("pytorch", "onnxruntime", "openvino"), target)
+    require_fit(("litert",), "onnxruntime")
+
+
+def test_each_engine_reads_its_own_kind_of_file(tmp_path):
+    with pytest.raises(InputError, match=r"openvino reads \.onnx files, and .*x\.tflite was given; choose from litert"):
+        open_runtime("openvino", tmp_path / "x.tflite")
+    with pytest.raises(
+        InputError, match=r"litert reads \.tflite files, .*; choose from onnxruntime, openvino, tensorrt"
+    ):
+        open_runtime("litert", tmp_path / "x.onnx")
 
 
 def test_nothing_heavy_is_imported_to_ask():
     code = (
         "import sys; from repquant.runtimes.available import installed; installed(); "
-        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino', 'ai_edge_litert'} & sys.modules.keys()))"
     )
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"

@@ -1,6 +1,6 @@
 """Measure top-1, top-5 and throughput of a model on labelled images.
 
-A checkpoint runs in PyTorch (--weights), an ONNX file in ONNX Runtime or OpenVINO (--model). Where a file says how its
+A checkpoint runs in PyTorch (--weights), a file in the runtime that reads it (--model). Where a file says how its
 images are prepared, that is read off it.
 Under torchrun the processes share the images; every one counts once.
 
@@ -43,7 +43,7 @@ class Options:
         "",
         RUNTIME_NAMES,
     )
-    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt", "")
+    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt, .tflite for litert", "")
     arch: str = option("architecture of the checkpoint, for pytorch; default: read off it", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
     num_classes: int = option("number of classes; 0: as the model says", 0, Numbers(0, CLASSES.most))

@@ -1,4 +1,4 @@
-"""Write an ONNX file: the float model, or with --calibrator its INT8 form with Q/DQ nodes.
+"""Write an ONNX or .tflite file: the float model, or with --calibrator its INT8 form.
 
 Nothing is measured; `repquant ptq` does the same and proves the result.
 """
@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from repquant.choices import Calibrator, TargetName
+from repquant.choices import Calibrator, EndType, TargetName
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.flags import flag_of
 from repquant.cli.options import CalibrationOptions, ImageOptions, MethodOptions, NetworkOptions, TargetOptions
 from repquant.errors import InputError
-from repquant.option_ranges import option
+from repquant.option_ranges import COUNT, option
 
 if TYPE_CHECKING:
     from torch import fx
@@ -36,9 +36,12 @@ EXAMPLE = (
 class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, NetworkOptions):
     """Options of `repquant export`."""
 
-    output: str = option("file to write, .onnx")
+    output: str = option("file to write, .onnx, or .tflite for LiteRT")
     overwrite: bool = option("replace the output file if it exists", False)
     data: str = option("folder whose train/ holds the calibration images, or 'builtin'; for INT8 only", "")
+    batch: int = option("for .tflite: images that the file takes; 0 for any number", 0, COUNT)
+    input_type: EndType = option("for .tflite: what the file takes", "float32")
+    output_type: EndType = option("for .tflite: what the file gives", "float32")
     calibrator: Literal["", Calibrator] = option("for INT8; without it, the float model is written", "")
     target: TargetName = option("runtime that will serve the model", "onnxruntime")
 
@@ -53,9 +56,10 @@ def run(options: Options) -> None:
     from repquant.cli.inputs import load_graph, open_target, transform
     from repquant.cli.outputs import output_file
     from repquant.export.file_facts import FileFacts
-    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
+    from repquant.export.files import LITERT, ONNX, export_file, require_suffix
+    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME
 
-    output = output_file(options, (".onnx",))
+    output = output_file(options, (ONNX, LITERT))
     _check(options)
     made = transform(options)  # refuses sizes that are none, also where no image is read
     facts = FileFacts(
@@ -72,8 +76,19 @@ def run(options: Options) -> None:
     skipped: dict[str, str] = {}
     if options.calibrator:
         target = open_target(options)
+        require_suffix(target.name, output.suffix)
         graph, skipped = _quantize(graph, options, target, checkpoint)
-    size = export_graph(graph, output, target, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,), facts=facts)
+    size = export_file(
+        graph,
+        output,
+        target,
+        inputs=(INPUT_NAME,),
+        outputs=(OUTPUT_NAME,),
+        facts=facts,
+        batch=options.batch or None,
+        input_type=options.input_type,
+        output_type=options.output_type,
+    )
     if target:
         require_taken(output, target.name)
     if options.calibrator and options.rounding == "learned":

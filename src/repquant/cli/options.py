@@ -41,6 +41,7 @@ from repquant.option_ranges import (
 WORKERS = Numbers(0, max(32, 4 * (os.cpu_count() or 1)))
 """Decoding processes beyond these only take memory."""
 
+AUTO = "auto"
 CALIBRATOR_NAMES = Names(CALIBRATORS)
 RUNTIME_NAMES = Names(RUNTIMES)
 
@@ -167,8 +168,8 @@ class ProofOptions:
     """Proof: where the result is measured."""
 
     runtimes: str = option(
-        "what executes the model; pytorch is the simulation, all is what is installed",
-        "pytorch,onnxruntime,openvino",
+        "what executes the model; pytorch is the simulation, all what is installed, auto what is usual for the target",
+        AUTO,
         RUNTIME_NAMES,
     )
 

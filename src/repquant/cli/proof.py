@@ -123,36 +123,27 @@ def prove(
     from repquant.cli.inputs import file_facts
     from repquant.evaluate.disagreement import largest_disagreements
     from repquant.evaluate.stream import Pair, evaluate
-    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME, export_graph
+    from repquant.export.files import ONNX, SUFFIXES, export_file
+    from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME
     from repquant.graph.interface import flattened
     from repquant.report.disagreements import disagreement_records
     from repquant.report.rows import measured_row
     from repquant.report.thumbnails import CALIBRATION, EVALUATION, FILE, Thumbnails, write_thumbnails
-    from repquant.runtimes.available import open_runtime
+    from repquant.runtimes.available import ENGINES, open_runtime
     from repquant.runtimes.pytorch import PyTorchRuntime
 
-    simulated_only = target.activation.bits < 8
-    with progress("export", 1 if simulated_only else 1 + len(quantized)) as advance:
-        sizes = {
-            FLOAT: export_graph(
-                float_graph,
-                folder / f"{FLOAT}.onnx",
-                inputs=(INPUT_NAME,),
-                outputs=(OUTPUT_NAME,),
-                facts=file_facts(loader),
-            )
-        }
+    of_runtime = {name: ENGINES[name].suffix for name in runtimes if name != "pytorch"}
+    of_target = SUFFIXES[target.name][0]
+    of_runtime["pytorch"] = of_target  # what the simulation stands for
+    suffixes = () if target.activation.bits < 8 else tuple(dict.fromkeys((of_target, *of_runtime.values())))
+    files = {(name, suffix): folder / f"{name}{suffix}" for name in quantized for suffix in suffixes}
+    export = partial(export_file, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+    with progress("export", 1 + len(files)) as advance:
+        float_bytes = export(float_graph, folder / f"{FLOAT}{ONNX}", facts=file_facts(loader))
         advance(1)
-        for name, model in {} if simulated_only else quantized.items():
-            sizes[name] = export_graph(
-                model,
-                folder / f"{name}.onnx",
-                target,
-                inputs=(INPUT_NAME,),
-                outputs=(OUTPUT_NAME,),
-                facts=file_facts(loader, name),
-            )
-            require_taken(folder / f"{name}.onnx", target.name)
+        for (name, _), path in files.items():
+            export(quantized[name], path, target, facts=file_facts(loader, name))
+            require_taken(path, target.name)
             advance(1)
 
     engines: dict[str, Runtime] = {FLOAT: PyTorchRuntime(flattened(float_graph))}
@@ -164,7 +155,7 @@ def prove(
         for runtime in runtimes:
             if runtime != "pytorch":
                 engine = f"{name}/{runtime}"
-                engines[engine] = open_runtime(runtime, folder / f"{name}.onnx")
+                engines[engine] = open_runtime(runtime, files[name, of_runtime[runtime]])
                 compare += [(engine, FLOAT), (engine, simulation)]
 
     with progress(f"evaluate {len(engines)} models", loader.images) as advance:
@@ -179,27 +170,31 @@ def prove(
             calibrator=name,
             float_name=FLOAT,
             simulation_name=None if runtime == "pytorch" else f"{name}/pytorch",
-            model=None if simulated_only else str(shown_folder / f"{name}.onnx"),
-            file_bytes=sizes.get(name),
+            model=str(shown_folder / file.name) if file else None,
+            file_bytes=file.stat().st_size if file else None,
         )
         for name in quantized
         for runtime in runtimes
+        for file in [files.get((name, of_runtime[runtime]))]
     ]
     float_row = measured_row(
         evaluation,
         FLOAT,
         runtime="pytorch",
         runtime_version=engines[FLOAT].version,
-        model=str(shown_folder / f"{FLOAT}.onnx"),
-        file_bytes=sizes[FLOAT],
+        model=str(shown_folder / f"{FLOAT}{ONNX}"),
+        file_bytes=float_bytes,
     )
     if benchmark:
         for runtime in runtimes:
             if runtime != "pytorch":
                 say(f"latency in {runtime}: {1 + len(quantized)} files in turns")
-                files = {name: engines[f"{name}/{runtime}"] for name in quantized}
+                loaded = {name: engines[f"{name}/{runtime}"] for name in quantized}
+                float_file = folder / f"{FLOAT}{of_runtime[runtime]}"
+                if not float_file.exists():
+                    export(float_graph, float_file)
                 images = next(iter(loader)).images[:1].numpy()
-                rows = with_latency(rows, open_runtime(runtime, folder / f"{FLOAT}.onnx"), files, images)
+                rows = with_latency(rows, open_runtime(runtime, float_file), loaded, images)
     found = {name: largest_disagreements(evaluation, f"{name}/pytorch", FLOAT, _DISAGREEMENTS) for name in quantized}
     places = sorted({each.position for disagreements in found.values() for each in disagreements})
     examples = dict(zip(places, loader.examples(places), strict=True))

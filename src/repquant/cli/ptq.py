@@ -48,15 +48,14 @@ def run(options: Options) -> None:
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        check_runtimes,
         hashed_weights,
         kept_names,
         load_graph,
         open_calibration,
         open_loader,
         open_method,
-        open_runtimes,
         open_target,
+        proving_runtimes,
         saturation_notes,
         skipped_images,
     )
@@ -66,9 +65,8 @@ def run(options: Options) -> None:
     from repquant.report.record import Record, headline, write_record
 
     calibrators = CALIBRATOR_NAMES.split(options.calibrator)
-    runtimes = open_runtimes(options.runtimes)
     target = open_target(options)
-    check_runtimes(target, runtimes)
+    runtimes = proving_runtimes(options.runtimes, target)
     method = open_method(options, target)
     output = output_folder(options)
     checkpoints = {}

@@ -78,14 +78,13 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
 
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        check_runtimes,
         file_sha256,
         kept_names,
         load_network,
         open_calibration,
         open_loader,
-        open_runtimes,
         open_target,
+        proving_runtimes,
         saturation_notes,
         skipped_images,
         weights_path,
@@ -109,9 +108,8 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     # What the machine decides is decided once: a run that goes on elsewhere keeps its grids.
     options = replace(options, vnni=ranks.from_main(lambda: _resolved_vnni(options)))
     settings = Settings(**{setting.name: getattr(options, setting.name) for setting in fields(Settings)})
-    runtimes = open_runtimes(options.runtimes)
     target = open_target(options)
-    check_runtimes(target, runtimes)
+    runtimes = proving_runtimes(options.runtimes, target)
     kept = kept_names(options)
     model = load_network(options)
     _check(model, settings, kept)

@@ -60,7 +60,6 @@ def run(options: Options) -> None:
     from repquant.atomic import new_folder
     from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        check_runtimes,
         has_validation,
         hashed_weights,
         held_back_loader,
@@ -68,8 +67,8 @@ def run(options: Options) -> None:
         load_graph,
         open_calibration,
         open_loader,
-        open_runtimes,
         open_target,
+        proving_runtimes,
         saturation_notes,
         skipped_images,
     )
@@ -80,9 +79,8 @@ def run(options: Options) -> None:
     from repquant.report.tables import trail_table
     from repquant.search import search
 
-    runtimes = open_runtimes(options.runtimes)
     target, kept = open_target(options), kept_names(options)
-    check_runtimes(target, runtimes)
+    runtimes = proving_runtimes(options.runtimes, target)
     output = output_folder(options)
 
     with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:

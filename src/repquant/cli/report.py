@@ -61,7 +61,7 @@ def write_page(runs: list[Run], path: Path) -> dict[str, object]:
 
 def _with_commands(each: Run) -> Run:
     from repquant.cli.command_line import analyze_command, command_line
-    from repquant.cli.main import VERBS
+    from repquant.cli.verbs import VERBS
 
     source = each.source
     verb = "analyze" if each.record is None else each.record.command

@@ -61,12 +61,12 @@ def export_graph(
     is_quantized = any(isinstance(module, FakeQuantize) for module in graph.modules())
     assert is_quantized == (target is not None), "a quantized model is exported for its target, a float one for none"
     inputs, outputs = list(inputs) or input_names(graph), list(outputs) or output_names(graph)
-    example, model = flat_example(graph), flattened(graph)
-    batch, cpu = torch.export.Dim("batch"), torch.device("cpu")
+    cpu, batch = torch.device("cpu"), torch.export.Dim("batch")
+    example, model = example_on(flat_example(graph), cpu), on_device(flattened(graph), cpu)
     with _quiet_exporter():
         program = torch.onnx.export(
-            on_device(integer_graph(model, target) if target else model, cpu).eval(),
-            example_on(example, cpu),
+            (integer_graph(model, target) if target else model).eval(),
+            example,
             dynamo=True,
             opset_version=OPSET,
             input_names=[f"_input_{index}" for index in range(len(inputs))],

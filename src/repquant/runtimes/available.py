@@ -1,5 +1,6 @@
-"""Which engines can run here, and what to install for the others. Nothing heavy is imported to find out."""
+"""Which engines can run here, which files they take, and what to install. Nothing heavy is imported to find out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -12,10 +13,19 @@ from repquant.runtimes.interface import FileRuntime
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine by the module to import and what pip installs it with."""
+    """An engine.
+
+    Attributes:
+        module: to import.
+        package: that pip installs it with.
+        suffix: of the files that are written for it.
+        targets: whose integers it executes; none for all of them.
+    """
 
     module: str
     package: str
+    suffix: str = ".onnx"
+    targets: tuple[str, ...] = ()
 
 
 ENGINES: dict[str, Engine] = {
@@ -23,6 +33,12 @@ ENGINES: dict[str, Engine] = {
     "onnxruntime": Engine(module="onnxruntime", package="repquant[onnxruntime]"),
     "openvino": Engine(module="openvino", package="repquant[openvino]"),
     "tensorrt": Engine(module="tensorrt", package="tensorrt"),  # needs an NVIDIA GPU, so no extra of this package
+    "litert": Engine(
+        module="ai_edge_litert",
+        package="repquant[litert]",
+        suffix=".tflite",
+        targets=("litert", "onnxruntime"),
+    ),
 }
 
 
@@ -49,6 +65,47 @@ def require(name: str) -> None:
         )
 
 
+def default_runtimes(target: str) -> tuple[str, ...]:
+    """Return the engines that prove what is made for a target, where nobody says which."""
+    return ("litert",) if target == "litert" else ("onnxruntime", "openvino")
+
+
+def fits(name: str, target: str) -> bool:
+    """Whether an engine executes the integers of a target."""
+    allowed = ENGINES[name].targets
+    asks_for_zero = name == "tensorrt" and target == "litert"  # symmetric activations alone
+    return not asks_for_zero and (not allowed or target in allowed)
+
+
+def require_fit(names: Sequence[str], target: str) -> None:
+    """Accept engines that execute the integers of a target.
+
+    Raises:
+        InputError: one that does not; says why.
+    """
+    for name in names:
+        if fits(name, target):
+            continue
+        reasons = {
+            "litert": f"target {target} keeps sums in 32 bits, and LiteRT rounds every summand",
+            "tensorrt": f"activations of target {target} have zero points, and TensorRT has none",
+        }
+        others = ", ".join(other for other in ENGINES if fits(other, target))
+        raise InputError(f"runtime {name} can't run what is made for target {target}: {reasons[name]}; choose {others}")
+
+
+def require_kind(name: str, path: Path) -> None:
+    """Accept a file of the kind that an engine reads.
+
+    Raises:
+        InputError: a .tflite file for an engine that reads ONNX files, or the other way round.
+    """
+    files = {other: engine.suffix for other, engine in ENGINES.items() if other != "pytorch"}
+    if name in files and path.suffix != files[name] and path.suffix in files.values():
+        readers = ", ".join(other for other, suffix in files.items() if suffix == path.suffix)
+        raise InputError(f"{name} reads {files[name]} files, and {path} was given; choose from {readers}")
+
+
 def _is_installed(engine: Engine) -> bool:
     """Whether there is code: a folder of type stubs alone has no origin."""
     spec = find_spec(engine.module)
@@ -58,12 +115,13 @@ def _is_installed(engine: Engine) -> bool:
 def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRuntime:
     """Load the file at `path` into the engine `name`, on `threads` threads of the CPU (None: the engine's choice).
 
-    It is an ONNX file; TensorRT also takes an engine that was built from one.
+    It is an ONNX file, and a .tflite file for LiteRT; TensorRT also takes an engine that was built from its file.
 
     Raises:
         InputError: unknown or missing engine, or a file that it can't load; PyTorch runs modules, not files.
     """
     require(name)
+    require_kind(name, path)
     match name:
         case "onnxruntime":
             from repquant.runtimes.onnxruntime import OnnxRuntime
@@ -77,6 +135,10 @@ def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRunti
             from repquant.runtimes.tensorrt import TensorRtRuntime
 
             return TensorRtRuntime(path)
+        case "litert":
+            from repquant.runtimes.litert import LitertRuntime
+
+            return LitertRuntime(path, threads)
         case _:
             files = ", ".join(other for other in ENGINES if other != name)
             raise InputError(f"runtime {name} can't run the file {path}; choose from {files}")

@@ -16,7 +16,7 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """The engine, in the words of the command line: `pytorch`, `onnxruntime`, `openvino`, `tensorrt`."""
+        """The engine, in the words of the command line: `pytorch`, `onnxruntime`, `openvino` and so on."""
         ...
 
     @property

@@ -57,7 +57,8 @@ def resolve_target(
     TensorRT runs symmetric int8 alone, and its parser takes no int32 (docs/decisions/0007-float-biases.md). On x86 the
     CPU runtimes take unsigned activations (after a ReLU one more bit of resolution than signed ones). Without VNNI they
     multiply with `vpmaddubsw`, which adds two products of 8 x 8 bits in a saturating 16-bit accumulator: weights of 7
-    bits keep the sum below 2 * 255 * 63 = 32130, which fits.
+    bits keep the sum below 2 * 255 * 63 = 32130, which fits. LiteRT has signed integers alone, with any zero point for
+    activations (ai.google.dev/edge/litert/models/quantization_spec), and multiplies in 32 bits everywhere.
 
     Args:
         name: one of `TARGETS`.
@@ -92,6 +93,15 @@ def resolve_target(
             quantized_terms="shortcut",
             weights=stored_weights,
             float_biases=True,
+            note="; ".join(notes),
+        )
+    if name == "litert":
+        return Target(
+            name="litert",
+            activation=Scheme(bits=activation_bits, symmetric=False),
+            weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis),
+            quantized_terms="all",
+            rounds_before_pointwise=True,
             note="; ".join(notes),
         )
     if weight_bits == 8 and not fast_int8_dot:
