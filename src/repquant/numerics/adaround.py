@@ -73,13 +73,11 @@ class Rounding:
     bias: Tensor | None
 
 
-def rectified_sigmoid(alpha: Tensor) -> Tensor:
-    """Return h = clip(1.2 * sigmoid(alpha) - 0.1, 0, 1), same shape."""
-    return (torch.sigmoid(alpha) * _STRETCH + _LOW).clamp(0, 1)
-
-
 def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
-    """Return the alpha at which h has these values in [0, 1]; just inside of 0 and 1, where h can still move."""
+    """Return the alpha at which h = clip(1.2 * sigmoid(alpha) - 0.1, 0, 1) has these values in [0, 1].
+
+    Just inside of 0 and 1, where h can still move.
+    """
     return torch.logit((h.clamp(1e-3, 1 - 1e-3) - _LOW) / _STRETCH)
 
 
