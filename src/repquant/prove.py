@@ -20,6 +20,7 @@ from repquant.evaluate.stream import evaluate as run_all
 from repquant.graph.batches import rereadable
 from repquant.graph.interface import as_returned, flattened, input_names, output_names
 from repquant.graph.run import Batch, inputs_of
+from repquant.methods.judges import Metric
 from repquant.quantize import Quantized, captured
 from repquant.report.record import Record, write_record
 from repquant.report.rows import Row, measured_row, output_rows
@@ -27,9 +28,6 @@ from repquant.report.tables import COMPARISON, METRIC, OUTPUT, markdown_table
 from repquant.runtimes.available import open_runtime, require
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.pytorch import PyTorchRuntime
-
-Metric = Callable[[Callable[..., Any]], float]
-"""A figure of merit, the higher the better, of a callable that takes and returns what the user's module does."""
 
 FLOAT, SIMULATED = "float", "int8"
 

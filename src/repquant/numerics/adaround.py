@@ -59,7 +59,7 @@ class LayerRows:
 
 
 @dataclass(frozen=True)
-class Rounding:
+class LearnedRounding:
     """What was learned.
 
     Attributes:
@@ -149,7 +149,7 @@ def learn_rounding(
     options: RoundingOptions,
     generator: torch.Generator,
     on_step: Callable[[int], None] = lambda _: None,
-) -> Rounding:
+) -> LearnedRounding:
     """Return the integers, and the bias and gains, with which a layer comes closest to its float output.
 
     The loss is  n * E / E_nearest + PENALTY * sum(1 - |2h - 1|^beta)  with E the error of the output (sum over the
@@ -178,7 +178,7 @@ def learn_rounding(
         exponent = penalty_exponent(step, options.steps)
         adam.step([rounding.gradient(soft_gradient, exponent, PENALTY), *gradients])
         on_step(1)
-    return Rounding(rounding.hard().reshape(counts.shape), output.gain.flatten().clone(), output.final_bias())
+    return LearnedRounding(rounding.hard().reshape(counts.shape), output.gain.flatten().clone(), output.final_bias())
 
 
 class Adam:
