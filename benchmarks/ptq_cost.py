@@ -21,22 +21,18 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from rich.console import Console
-from rich.table import Table
 from torch import fx
 
-from repquant.allocation import keep_freed_memory
+from fresh_process import alone, peak_mb
 from repquant.bench.environment import environment, machine_lines
 from repquant.cli.options import MethodOptions
 from repquant.data.calibration import select
@@ -58,12 +54,10 @@ from repquant.report.rows import measured_row
 from repquant.runtimes.cpu import int8_support
 from repquant.runtimes.onnxruntime import OnnxRuntime
 from repquant.targets.target import Target, resolve_target
+from result_tables import Table, markdown_lines, show
 
 FLOAT = "float"
 QUICK = {"images": 64, "many_images": 256, "evaluation_images": 256, "repeats": 2}
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def main() -> None:
@@ -77,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result["quantizers"] = compare_quantizers(arguments, Path(folder))
     result |= {"load_average_before": round(load, 2), "environment": environment()}
-    show(result)
+    show(tables(result))
     if arguments.markdown:
         arguments.markdown.write_text(markdown(result), encoding="utf-8")
     print(json.dumps(result))
@@ -104,22 +98,6 @@ def parse() -> argparse.Namespace:
     if arguments.images % arguments.batch_size:
         parser.error("--images must be a multiple of --batch-size: quantize_static's entropy needs batches of one size")
     return arguments
-
-
-def alone(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call the function in a fresh process, so that no measurement inherits memory, threads or caches."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=keep_freed_memory) as process:
-        return process.submit(function, *args, **kwargs).result()
-
-
-def peak_mb() -> float:
-    """Return the largest resident set of this process so far.
-
-    Not getrusage's ru_maxrss, which on Linux a process takes over from the one that started it, however large.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (kibibytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(kibibytes) * 1024 / 1e6
 
 
 def float_graph(arguments: argparse.Namespace) -> fx.GraphModule:
@@ -370,17 +348,8 @@ def quantizer_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def tables(result: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def tables(result: Mapping[str, Any]) -> list[Table]:
     return [(COST_COLUMNS, cost_rows(result)), (QUANTIZER_COLUMNS, quantizer_rows(result))]
-
-
-def show(result: Mapping[str, Any]) -> None:
-    console = Console(width=120)
-    for columns, rows in tables(result):
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -390,8 +359,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"`python benchmarks/ptq_cost.py`, {result['images']} calibration images, batch {result['batch_size']}.",
         "",
     ]
-    for columns, rows in tables(result):
-        lines += [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)] + [""]
+    lines += markdown_lines(tables(result))
     lines += [
         "Each row is a process of its own. Seconds run from the float model to the INT8 file and include decoding.",
         "Ranges alone: weights rounded to the nearest, nothing else; the others are the default of `repquant ptq`.",

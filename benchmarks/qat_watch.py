@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repquant.models.blocks import RepVGGBlock
-from repquant.numerics.affine import quantize
+from repquant.numerics.affine import to_integers
 from repquant.numerics.outliers import range_over_sigma
 from repquant.qat.layer import QatLayer
 from repquant.qat.network import qat_layers
@@ -146,7 +146,7 @@ class Trace:
 
     @torch.no_grad()
     def _integers(self) -> Tensor:
-        return quantize(self.layer.kernel_and_bias()[0], self.layer.weight_grid()).to(torch.int16)
+        return to_integers(self.layer.kernel_and_bias()[0], self.layer.weight_grid()).to(torch.int16)
 
     def _add(self, name: str, value: Tensor | float) -> None:
         self.sums[name] += float(value)

@@ -22,18 +22,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 
+from fresh_process import alone, peak_mb
 from repquant.allocation import keep_freed_memory
 from repquant.bench.environment import environment, machine_lines
 from repquant.bench.latency import Ratio, measure_latency, ratio
@@ -53,6 +50,7 @@ from repquant.train.meters import Meter
 from repquant.train.recipe import PRECISIONS, Recipe
 from repquant.train.step import Stepper
 from repquant.train.task import FloatTask
+from result_tables import Table, markdown_lines, show
 
 CPU = torch.device("cpu")
 TRAINER, LOOP, DEPLOY = "Trainer.fit", "plain loop", "float, deploy network"
@@ -85,7 +83,7 @@ def main() -> None:
     measure = {"a": measure_trainer, "b": measure_qat, "c": measure_processes}
     result["parts"] = {part: measure[part](arguments) for part in arguments.parts}
     result |= {"load_average_before": round(load, 2), "environment": environment()}
-    show(result)
+    show(tables(result), width=140)
     if arguments.markdown:
         arguments.markdown.write_text(markdown(result), encoding="utf-8")
     print(json.dumps(result))
@@ -256,22 +254,6 @@ def measure_memory(arguments: argparse.Namespace, name: str) -> dict[str, float]
     return {"peak_mb": peak, "own_mb": peak - before}
 
 
-def alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Call the function in a fresh process, so that no measurement inherits memory."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=keep_freed_memory) as process:
-        return process.submit(function, *arguments).result()
-
-
-def peak_mb() -> float:
-    """Return the largest resident set of this process so far.
-
-    Not getrusage's ru_maxrss, which on Linux a process takes over from the one that started it, however large.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (kibibytes,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(kibibytes) * 1024 / 1e6
-
-
 # c: processes
 
 
@@ -344,21 +326,12 @@ def cells(part: str, row: Mapping[str, Any], is_baseline: bool) -> tuple[str, ..
     return *step, f"{row['peak_mb']:.0f}", peak, f"{row['own_mb']:.0f}", own
 
 
-def tables(result: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def tables(result: Mapping[str, Any]) -> list[Table]:
     columns = {"a": STEP_COLUMNS, "b": QAT_COLUMNS, "c": PROCESS_COLUMNS}
     return [
         (columns[part], [cells(part, row, number == 0) for number, row in enumerate(rows)])
         for part, rows in result["parts"].items()
     ]
-
-
-def show(result: Mapping[str, Any]) -> None:
-    console = Console(width=140)
-    for columns, rows in tables(result):
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -370,8 +343,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{result['precision']}, that of `qat` and what it is compared with float32.",
         "",
     ]
-    for columns, rows in tables(result):
-        lines += [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows)] + [""]
+    lines += markdown_lines(tables(result))
     lines += [
         *machine_lines(result["environment"], result["load_average_before"]),
         "",

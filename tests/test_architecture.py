@@ -1,9 +1,14 @@
 """The layers: a file imports from its own layer or from one below, never from one above."""
 
 import ast
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from repquant.cli.flags import flag_of
+from repquant.cli.verbs import VERBS, module_of
 
 PACKAGE = Path(__file__).parent.parent / "src" / "repquant"
 LAYERS = (
@@ -84,6 +89,14 @@ def test_rooms_for_any_network_do_not_know_the_blocks_of_one(path):
 def test_the_list_of_those_who_know_them_is_not_longer_than_needed():
     asking = {layer_of(name_of(path)) for path in FILES if any(layer_of(name) == "models" for name in imports(path))}
     assert asking == set(ASK_FOR_MODELS)
+
+
+def test_only_the_command_line_knows_its_flags():
+    """Messages elsewhere name arguments, in backticks; `cli.flags` shows them as what a person types."""
+    flags = {flag_of(field.name) for verb in VERBS for field in fields(module_of(verb).Options)}
+    for path in FILES:
+        if layer_of(name_of(path)) != "cli":
+            assert not flags & set(re.findall(r"--[a-z][a-z-]*", path.read_text(encoding="utf-8"))), path
 
 
 def test_the_check_sees_an_arrow_that_points_up(tmp_path):

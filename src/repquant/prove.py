@@ -23,6 +23,7 @@ from repquant.evaluate.stream import evaluate as run_all
 from repquant.graph.batches import rereadable
 from repquant.graph.interface import as_returned, flattened, input_names, output_names
 from repquant.graph.run import Batch, inputs_of
+from repquant.methods.judges import Metric
 from repquant.methods.sensitivity import Sensitivity
 from repquant.quantize import Quantized, captured
 from repquant.report.disagreements import disagreement_records
@@ -36,9 +37,6 @@ from repquant.report.thumbnails import EVALUATION, Thumbnails
 from repquant.runtimes.available import ENGINES, default_runtimes, open_runtime, require, require_fit
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.pytorch import PyTorchRuntime
-
-Metric = Callable[[Callable[..., Any]], float]
-"""A figure of merit, the higher the better, of a callable that takes and returns what the user's module does."""
 
 FLOAT, SIMULATED = "float", "int8"
 

@@ -14,8 +14,7 @@ from repquant.graph.run import Batch
 from repquant.methods.attempts import Attempts, SearchData
 from repquant.methods.identity import count_identities
 from repquant.methods.judges import LogitsJudge, Metric, MetricJudge, Score
-from repquant.methods.search import Candidate, Outcome, methods
-from repquant.methods.search import search as run_search
+from repquant.methods.search import Candidate, Outcome, find_best, methods
 from repquant.quantize import Progress, Quantized, captured, served_here
 from repquant.targets.target import Target
 
@@ -103,7 +102,7 @@ def search(
         on_progress=on_progress,
         on_attempt=on_attempt,
     )
-    outcome = run_search(
+    outcome = find_best(
         methods(count_identities(graph) > 0),
         (attempts.learn, attempts.keep_layers),
         attempts,

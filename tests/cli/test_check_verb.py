@@ -77,8 +77,8 @@ def test_what_one_target_refuses_another_may_take(repquant, headline, save, targ
         (("missing.onnx", "--target", "tensorrt"), "model file missing.onnx does not exist"),
         (("text.onnx", "--target", "openvino"), "text.onnx is no ONNX file"),
         (("text.onnx", "--target", "coreml"), "--target coreml was given; allowed is one of tensorrt, onnxruntime"),
-        (("text.onnx",), "target"),
-        (("--target", "tensorrt"), "file"),
+        (("text.onnx",), "required: --target"),
+        (("--target", "tensorrt"), "required: FILE"),
     ],
 )
 def test_bad_input(repquant, tmp_path, monkeypatch, arguments, message):

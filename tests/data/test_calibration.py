@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repquant.data.calibration import fingerprint, select
+from repquant.data.calibration import select, subset_sha256
 from repquant.data.datasets import open_split
 from repquant.data.decoding import UnreadableImageError
 from repquant.errors import InputError
@@ -83,14 +83,14 @@ def test_hash_is_the_documented_one():
     source = Listed([None] * 3, ["a", "bc", "déf"])
     expected = hashlib.sha256(b"a\0" + (1).to_bytes(8, "big") + b"a")
     expected.update("déf".encode() + b"\0" + (4).to_bytes(8, "big") + "féd".encode())
-    assert fingerprint(source, (2, 0)) == fingerprint(source, (0, 2)) == expected.hexdigest()
+    assert subset_sha256(source, (2, 0)) == subset_sha256(source, (0, 2)) == expected.hexdigest()
 
 
 def test_hash_is_of_the_chosen_images(class_folders):
     source = open_split(class_folders, "train")
     subset = select(source, 3, seed=1)
     assert subset.seed == 1
-    assert subset.sha256 == fingerprint(source, subset.indices)
+    assert subset.sha256 == subset_sha256(source, subset.indices)
     assert select(source, 3, seed=1) == subset
 
     spared = next(index for index in range(7) if index not in subset.indices)

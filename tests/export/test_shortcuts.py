@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
+from repquant.choices import SHORTCUT_KINDS
 from repquant.export.onnx import export_graph
-from repquant.methods.identity import SHORTCUT_KINDS
 from repquant.methods.ptq import PtqMethod
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize

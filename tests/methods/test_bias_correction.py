@@ -1,10 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from repquant.graph.capture import capture
 from repquant.graph.operators import layer_nodes
-from repquant.graph.run import values_at
+from repquant.graph.run import run
 from repquant.methods.bias_correction import correct_biases
 from repquant.simulation.network import simulate
 from repquant.targets.target import resolve_target
@@ -13,11 +15,11 @@ from repquant.targets.target import resolve_target
 def channel_means(graph, batch, names):
     """Means of the outputs of layers (C,), by name."""
     nodes = {str(node.target): node.name for node in graph.graph.nodes if node.op == "call_module"}
+    values = {}
     with torch.inference_mode():
-        values = values_at(graph, batch, [nodes[name] for name in names])
+        run(graph, batch, {nodes[name]: partial(values.__setitem__, name) for name in names})
     means = {}
-    for name in names:
-        y = values[nodes[name]]
+    for name, y in values.items():
         is_linear = isinstance(graph.get_submodule(name), nn.Linear)
         means[name] = y.flatten(0, -2).mean(0) if is_linear else y.transpose(0, 1).flatten(1).mean(1)
     return means

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from repquant.choices import EQUALIZATIONS
 from repquant.errors import InputError
 from repquant.graph.capture import capture
 from repquant.graph.channels import apply_scales, find_channels
@@ -12,7 +13,7 @@ from repquant.graph.interface import captured_of
 from repquant.graph.layout import find_layout
 from repquant.graph.plan import make_plan
 from repquant.methods.calibrate import activation_ranges, collect_histograms
-from repquant.methods.equalize import EQUALIZATIONS, equalize, find_scales
+from repquant.methods.equalize import equalize, find_scales
 from repquant.simulation.network import simulate
 from repquant.targets.target import resolve_target
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from repquant.choices import SHORTCUT_KINDS
 from repquant.graph.capture import capture
 from repquant.graph.operators import layer_nodes
 from repquant.methods.identity import (
-    SHORTCUT_KINDS,
     count_identities,
     diagonal_center,
     identity_layers,

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from repquant.choices import ROUNDINGS
 from repquant.errors import InputError
 from repquant.graph.capture import capture
 from repquant.graph.copies import copy_graph
 from repquant.graph.run import run
-from repquant.methods.ptq import ROUNDINGS, PtqMethod, prepare, progress_total, round_graph
+from repquant.methods.ptq import PtqMethod, prepare, progress_total, round_graph
 from repquant.methods.reconstruct import ReconstructionOptions
 from repquant.models.network import build
 from repquant.models.reparam import reparameterize

@@ -130,5 +130,5 @@ def test_what_can_not_be_learned_is_refused(mixed, coarse, images, plan):
     per_tensor = plan(mixed, [images], resolve_target("openvino", per_tensor_weights=True))
     with pytest.raises(InputError, match=r"one per tensor; quantize the weights per channel, or .* without affine"):
         reconstruct(mixed, per_tensor, [images], replace(FAST, affine=True))
-    with pytest.raises(InputError, match="unknown granularity 'stage' of the reconstruction; allowed are layer, block"):
+    with pytest.raises(InputError, match="`granularity='stage'` was given; allowed is one of layer, block"):
         ReconstructionOptions(granularity="stage")

@@ -12,10 +12,10 @@ from repquant.methods.search import (
     STEPS,
     Candidate,
     affordable_steps,
+    find_best,
     in_time,
     keeping_layers,
     methods,
-    search,
     with_learned_rounding,
 )
 from repquant.targets.target import resolve_target
@@ -31,7 +31,7 @@ def searched(drops, max_drop=0.1, ticks=100, refinements=()):
         tried.append(candidate)
         return Score(agreement=99.0, kl=0.001 * len(tried), drop=drops[candidate.name])
 
-    outcome = search(ANY, refinements, attempt, max_drop, lambda: len(tried) >= ticks)
+    outcome = find_best(ANY, refinements, attempt, max_drop, lambda: len(tried) >= ticks)
     assert [candidate for candidate, _ in outcome.attempts] == tried
     return outcome
 
@@ -42,7 +42,7 @@ def test_the_default_method_is_tried_first_and_is_enough_if_it_meets_the_limit(h
     assert candidates[0].method == PtqMethod()
     assert candidates[0].calibrator == "mse"
     assert all(candidate.method.rounding != "nearest" for candidate in candidates)
-    outcome = search(candidates, (), lambda _: Score(drop=0.05), 0.1, lambda: False)
+    outcome = find_best(candidates, (), lambda _: Score(drop=0.05), 0.1, lambda: False)
     assert [candidate for candidate, _ in outcome.attempts] == [candidates[0]]
     assert (outcome.best, outcome.met) == (0, True)
     identities = [candidate.method.identity for candidate in candidates]
@@ -153,7 +153,7 @@ def attempts(mixed, images):
 
 def test_a_search_through_a_network(attempts, mixed):
     """A limit that only layers in float can meet: all methods are tried, and the best of all is kept."""
-    outcome = search(methods(False)[:1], (attempts.keep_layers,), attempts, -1.0, attempts.out_of_time)
+    outcome = find_best(methods(False)[:1], (attempts.keep_layers,), attempts, -1.0, attempts.out_of_time)
     names = [candidate.name for candidate, _ in outcome.attempts]
     assert names == ["equalized, error feedback"] + [
         f"equalized, error feedback, {count} in float" for count in (1, 2, 4, 8)

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from repquant.choices import ROUNDINGS
 from repquant.methods.identity import diagonal_center, identity_layers, split_identity
-from repquant.methods.ptq import ROUNDINGS, PtqMethod, round_graph
+from repquant.methods.ptq import PtqMethod, round_graph
 from repquant.methods.reconstruct import ReconstructionOptions
 from repquant.methods.weight_grids import find_weight_grids, least_squares_grid
 from repquant.numerics.affine import INT32_MAX, fake_quantize

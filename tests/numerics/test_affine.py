@@ -12,8 +12,8 @@ from repquant.numerics.affine import (
     dequantize,
     fake_quantize,
     grid_for_range,
-    quantize,
     stored_scale,
+    to_integers,
 )
 
 SCHEMES = st.builds(
@@ -62,13 +62,13 @@ def test_hand_computed_symmetric_int8():
     assert grid.scale.item() == pytest.approx(0.1)
     assert grid.zero_point.item() == 0
     x = torch.tensor([0.0, 0.04, 0.06, 1.26, 12.7, 99.0, -12.75, -99.0])
-    assert quantize(x, grid).tolist() == [0, 0, 1, 13, 127, 127, -128, -128]
+    assert to_integers(x, grid).tolist() == [0, 0, 1, 13, 127, 127, -128, -128]
 
 
 def test_halves_round_to_even():
     grid = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), Scheme())
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.5])
-    assert quantize(x, grid).tolist() == [0, 2, 2, 0, -2, 126, 127]
+    assert to_integers(x, grid).tolist() == [0, 2, 2, 0, -2, 126, 127]
 
 
 def test_hand_computed_asymmetric_uint8():
@@ -76,7 +76,7 @@ def test_hand_computed_asymmetric_uint8():
     assert grid.scale.item() == pytest.approx(0.02)
     assert grid.zero_point.item() == 50
     x = torch.tensor([-1.0, 0.0, 4.1, -2.0, 5.0, 0.03])
-    assert quantize(x, grid).tolist() == [0, 50, 255, 0, 255, 52]
+    assert to_integers(x, grid).tolist() == [0, 50, 255, 0, 255, 52]
 
 
 def test_hand_computed_per_channel():
@@ -84,7 +84,7 @@ def test_hand_computed_per_channel():
     scheme = Scheme(channel_axis=0, narrow=True)
     grid = grid_for_range(*channel_range(weight, scheme), scheme)
     assert grid.scale.tolist() == pytest.approx([0.01, 0.02])
-    assert quantize(weight, grid).tolist() == [[127, -50], [0, -127]]
+    assert to_integers(weight, grid).tolist() == [[127, -50], [0, -127]]
 
 
 def test_range_of_zeros_keeps_zero_exact():
@@ -120,7 +120,7 @@ def test_equals_torch_bit_for_bit_per_tensor(x, scheme, low, high):
     expected = torch.fake_quantize_per_tensor_affine(
         x, grid.scale.item(), int(grid.zero_point), scheme.qmin, scheme.qmax
     )
-    assert torch.equal(dequantize(quantize(x, grid), grid), expected)
+    assert torch.equal(dequantize(to_integers(x, grid), grid), expected)
     assert torch.equal(fake_quantize(x, grid), expected)
 
 
@@ -131,7 +131,7 @@ def test_equals_torch_bit_for_bit_per_channel(x, axis, bits):
     expected = torch.fake_quantize_per_channel_affine(
         x, grid.scale, grid.zero_point, scheme.channel_axis, scheme.qmin, scheme.qmax
     )
-    assert torch.equal(dequantize(quantize(x, grid), grid), expected)
+    assert torch.equal(dequantize(to_integers(x, grid), grid), expected)
     assert torch.equal(fake_quantize(x, grid), expected)
 
 

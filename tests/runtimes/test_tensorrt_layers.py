@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from repquant.runtimes.tensorrt_layers import Layer, count_kinds, read_layers
+from repquant.runtimes.tensorrt_layers import EngineLayer, count_kinds, read_layers
 
 
 def layer(**tensor):
@@ -24,7 +24,7 @@ def layer(**tensor):
     ],
 )
 def test_types_of_both_schemas(tensor, kind):
-    assert read_layers(layer(**tensor)) == (Layer("a", kind),)
+    assert read_layers(layer(**tensor)) == (EngineLayer("a", kind),)
 
 
 def test_the_first_input_decides_and_an_output_where_there_is_none():
@@ -41,5 +41,5 @@ def test_the_first_input_decides_and_an_output_where_there_is_none():
 def test_copies_and_names_alone():
     entries = [{"Name": "c", "LayerType": "Reformat", "Inputs": [{"DataType": "Int8"}]}, "only a name"]
     layers = read_layers(json.dumps({"Layers": entries}))
-    assert layers == (Layer("c", "reformat"), Layer("only a name", "other"))
+    assert layers == (EngineLayer("c", "reformat"), EngineLayer("only a name", "other"))
     assert count_kinds((*layers, layers[1])) == {"other": 2, "reformat": 1}

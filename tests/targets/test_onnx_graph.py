@@ -20,7 +20,6 @@ def test_who_writes_and_reads_a_tensor(path):
     assert node_name(add) == "add"
     assert [node_name(node) for node in graph.readers["add_out"]] == ["relu"]
     assert graph.producer("flatten_out", "Flatten").name == "pool"
-    assert graph.is_output("head_out")
     assert graph.opset == 21
     assert graph.shapes["images"] == ("batch", 4, 8, 8)
     assert graph.shapes["pool_out"][1:] == (4, 1, 1)

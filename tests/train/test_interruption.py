@@ -15,6 +15,7 @@ from repquant.train import loop
 from repquant.train.checkpoint import Checkpoint, checkpoint_path, newest_checkpoint
 from repquant.train.distributed import ONE
 from repquant.train.loop import DivergedError
+from repquant.train.resuming import restore
 from repquant.train.stopping import StoppedError, listening, stoppable
 
 
@@ -235,8 +236,6 @@ def test_a_run_goes_on_from_the_best_where_the_last_ones_are_damaged(recipe, tra
 )
 def test_a_checkpoint_that_is_not_of_the_training_is_passed_over(recipe, trainer, tmp_path, changes, reason):
     """Its types are right, so that only the training itself can tell."""
-    from repquant.cli.training import restore
-
     trainer(recipe()).fit(tmp_path, ignore, ignore)
     last = checkpoint_path(tmp_path, 12)
     content = torch.load(last)

@@ -5,7 +5,7 @@ import difflib
 import inspect
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NoReturn, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -36,7 +36,11 @@ class OptionParser(ArgumentParser):
         verb = re.match(r"Subcommand '(.+?)'", message)
         verbs = self._subcommands_action.choices if self._subcommands_action else {}
         known = verbs[verb[1]] if verb else self
-        sentence = visible(as_typed(with_suggestion(message, [action.dest for action in known._actions])))
+        by_place = [
+            action.dest for parser in (self, *verbs.values()) for action in parser._actions if not action.option_strings
+        ]
+        message = with_suggestion(message, [action.dest for action in known._actions])
+        sentence = visible(as_typed(message, by_place))
         if len(sentence) > _MOST_CHARACTERS:  # it repeats a value of any length
             sentence = f"{sentence[:_MOST_CHARACTERS]}... ({len(sentence):,} characters)"
         super().error(sentence, *details, **named)
@@ -53,11 +57,17 @@ def with_suggestion(message: str, keys: Iterable[str]) -> str:
     return f"{message}; did you mean {name}?" if name else message
 
 
-def as_typed(message: str) -> str:
-    """Return a parser's message with options as a person types them, and types in words."""
+def as_typed(message: str, by_place: Collection[str] = ()) -> str:
+    """Return a parser's message with options as a person types them, and types in words.
+
+    Args:
+        message: of the parser, with the keys of options.
+        by_place: keys of arguments that have no flag.
+    """
     required = re.fullmatch(r"(the following arguments are required: )(.+)", message)
     if required:
-        return required[1] + ", ".join(flag_of(key.rpartition(".")[2]) for key in required[2].split(", "))
+        keys = [key.rpartition(".")[2] for key in required[2].split(", ")]
+        return required[1] + ", ".join(key.upper() if key in by_place else flag_of(key) for key in keys)
     refused = re.fullmatch(r'Parser key "(?:[\w-]+\.)?(\w+)":\s*(.*)', message, re.DOTALL)
     if not refused:
         return message

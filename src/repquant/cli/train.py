@@ -56,15 +56,16 @@ def run(options: Options) -> None:
 def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: ExitStack) -> None:
     from repquant.bench.environment import environment
     from repquant.cli.outputs import output_folder
-    from repquant.cli.training import begin, epoch_line, open_images, summary, train
+    from repquant.cli.training import begin, open_images, train
     from repquant.evaluate.stream import Evaluation, evaluate
     from repquant.models.checkpoints import save_model
     from repquant.report.record import Record, write_record
     from repquant.report.rows import measured_row
     from repquant.runtimes.pytorch import PyTorchRuntime
-    from repquant.train.checkpoint import newest_checkpoint
+    from repquant.train.checkpoint import BEST, newest_checkpoint
     from repquant.train.initial import bare_network, initial_network
     from repquant.train.loop import Trainer
+    from repquant.train.reports import summary
     from repquant.train.task import FloatTask
 
     config = show_configuration("train", options) if ranks.is_main else {}
@@ -103,14 +104,14 @@ def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: 
     average = f"the model is the average of the weights with decay {recipe.ema_decay}" if recipe.ema_decay else ""
     held_back = f"accuracy is on {recipe.held_back_images} held-back training images" if recipe.held_back_images else ""
     shared = f"trained by {ranks.world_size} processes" if ranks.world_size > 1 else ""
-    said = [note for note in (average, held_back, shared, summary(trainer.history, output)) if note]
+    said = [note for note in (average, held_back, shared, summary(trainer.history, output / BEST)) if note]
     record = Record(
         command="train",
         output=options.output,
         config=config,
         inputs={},
         environment=environment(),
-        notes=(origin, *(epoch_line(report, recipe.epochs) for report in trainer.history), *said),
+        notes=(origin, *(report.line(recipe.epochs) for report in trainer.history), *said),
         skipped=skipped,
         float_row=row,
     )

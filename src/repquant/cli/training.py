@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,12 +93,14 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
         InputError, StoppedError, OSError: see `Trainer.fit`.
     """
     from repquant.train.board import Board
+    from repquant.train.resuming import restore, resumed_lines
 
     output = Path(options.output)
     if newest is not None:
         newest = restore(trainer, newest, ranks)
         if ranks.is_main:
-            _tell_resumed(newest, recipe, ranks)
+            for line in resumed_lines(newest, recipe, ranks):
+                say(line)
     if not ranks.is_main:
         trainer.fit(
             output, lambda _: None, lambda _: None, checkpoint_steps=options.checkpoint_steps, keep=options.keep
@@ -115,7 +116,7 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
                 board.add_step(report)
 
         def on_epoch(report: EpochReport) -> None:
-            say(epoch_line(report, recipe.epochs))
+            say(report.line(recipe.epochs))
             if board is not None:
                 board.add_epoch(report)
 
@@ -126,67 +127,6 @@ def train(trainer: Trainer, recipe: Recipe, options: RunOptions, ranks: Ranks, n
         finally:
             if board is not None:
                 board.close()
-
-
-def restore(trainer: Trainer, newest: Newest, ranks: Ranks) -> Newest:
-    """Go on from the newest checkpoint that fits, and return it. Collective.
-
-    Raises:
-        InputError: there are checkpoints, and none of them can be used.
-    """
-    from repquant.train.checkpoint import UnfitCheckpointError
-
-    while newest.checkpoint is not None:
-        try:
-            trainer.restore(newest.checkpoint, newest.path)
-        except UnfitCheckpointError as error:
-            newest = ranks.from_main(partial(newest.before, str(error)))
-        else:
-            break
-    return newest
-
-
-def epoch_line(report: EpochReport, epochs: int) -> str:
-    """Say what an epoch gave."""
-    return (
-        f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}: loss {report.loss:.4f}, train top-1 "
-        f"{report.train_top1:.2f} %, val top-1 {report.val_top1:.2f} %, lr {report.learning_rate:.3g}, "
-        f"{report.images_per_second:.0f} images/s, data {report.data_percent:.0f} %"
-    )
-
-
-def summary(history: list[EpochReport], output: Path) -> str:
-    """Say what a training gave."""
-    from repquant.train.checkpoint import BEST
-
-    best = max(history, key=lambda report: report.val_top1)  # the first of equals, as best.pth
-    minutes = sum(report.train_seconds for report in history) / 60
-    where = f" ({output / BEST})" if (output / BEST).is_file() else ""  # there is none where the disk was full
-    return (
-        f"{len(history)} epochs in {minutes:.1f} minutes of training: top-1 {history[-1].val_top1:.2f} % at the end, "
-        f"{best.val_top1:.2f} % after epoch {best.epoch}{where}"
-    )
-
-
-def _tell_resumed(newest: Newest, recipe: Recipe, ranks: Ranks) -> None:
-    for damaged in newest.damaged:
-        say(f"{damaged}: going back to the one before")
-    checkpoint = newest.checkpoint
-    if checkpoint is None or newest.path is None:
-        say("there is no checkpoint yet: starting from the beginning")
-        return
-    total = recipe.epochs * checkpoint.steps_per_epoch
-    done = f"epoch {len(checkpoint.history)} of {recipe.epochs}, step {checkpoint.step} of {total}"
-    say(f"going on after {done} ({newest.path.name})")
-    if checkpoint.world_size != ranks.world_size:
-        statistics = "" if recipe.sync_bn else ", and batch statistics are of parts of another size"
-        mixing = (
-            ", and mixup, CutMix and RandAugment draw otherwise: each process by itself" if recipe.mixes_batches else ""
-        )
-        say(
-            f"the run was on {checkpoint.world_size} processes and is on {ranks.world_size} now: each step has the "
-            f"same images, shared otherwise, so sums are rounded in another order{statistics}{mixing}"
-        )
 
 
 def _note(report: StepReport) -> str:

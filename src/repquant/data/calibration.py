@@ -18,7 +18,7 @@ class CalibrationSubset:
         indices: into the source, in the order of the draw: the classes take turns, and the first n of them are what
             `draw` gives for count n.
         seed: what they were drawn with.
-        sha256: see `fingerprint`.
+        sha256: see `subset_sha256`.
     """
 
     indices: tuple[int, ...]
@@ -27,7 +27,7 @@ class CalibrationSubset:
 
 
 def select(source: ImageSource, count: int, seed: int = 0, *, skip_unreadable: bool = False) -> CalibrationSubset:
-    """Choose `count` images as `draw` does, and hash them as `fingerprint` does.
+    """Choose `count` images as `draw` does, and hash them as `subset_sha256` does.
 
     Raises:
         InputError: `count` is below 1 or above the number of images.
@@ -38,7 +38,7 @@ def select(source: ImageSource, count: int, seed: int = 0, *, skip_unreadable: b
     if count > len(source):
         raise InputError(f"{count} calibration images were asked for, but there are {len(source)}; give at most that")
     indices = draw(source, count, seed)
-    return CalibrationSubset(indices, seed, fingerprint(source, indices, skip_unreadable=skip_unreadable))
+    return CalibrationSubset(indices, seed, subset_sha256(source, indices, skip_unreadable=skip_unreadable))
 
 
 def draw(source: ImageSource, count: int, seed: int = 0) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ def draw(source: ImageSource, count: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(index for _, _, index in turns[:count])
 
 
-def fingerprint(source: ImageSource, indices: Sequence[int], *, skip_unreadable: bool = False) -> str:
+def subset_sha256(source: ImageSource, indices: Sequence[int], *, skip_unreadable: bool = False) -> str:
     """SHA-256, in hexadecimal, over names and contents of these images in the order of the source.
 
     Each contributes its name in UTF-8, a zero byte, the length of its content as 8 big-endian bytes, and the content.

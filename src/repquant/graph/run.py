@@ -1,6 +1,6 @@
 """The one loop that runs a captured network: observe tensors on the way, or run on from the middle."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -102,17 +102,3 @@ def observe(
 def batch_size(graph: fx.GraphModule, batch: Batch) -> int:
     """Return the number of images in a batch: the first dimension of its first input."""
     return len(inputs_of(graph, batch)[0])
-
-
-def values_at(graph: fx.GraphModule, batch: Batch, nodes: Sequence[str]) -> dict[str, Tensor]:
-    """Return the values of nodes for a batch."""
-    values: dict[str, Tensor] = {}
-    run(graph, batch, {name: _keep(name, values) for name in nodes})
-    return values
-
-
-def _keep(name: str, values: dict[str, Tensor]) -> Observer:
-    def keep(value: Tensor) -> None:
-        values[name] = value
-
-    return keep

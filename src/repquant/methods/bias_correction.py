@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from repquant.graph.copies import copy_graph
 from repquant.graph.operators import layer_nodes
 from repquant.graph.run import Batch, batch_size, run
-from repquant.methods.sampling import maps, parameters_of
+from repquant.methods.layer_positions import maps, parameters_of
 from repquant.simulation.network import quantized_layers
 
 

@@ -13,12 +13,11 @@ from torch import Tensor, fx, nn
 from repquant.errors import InputError
 from repquant.graph.chunks import run_in_chunks
 from repquant.graph.copies import copy_graph
+from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, batch_size, run
-from repquant.methods.rounded import Rounded
-from repquant.methods.sampling import (
-    TransposedConvolution,
+from repquant.methods.layer_positions import (
     groups_of,
     inputs_at,
     kernel_rows,
@@ -27,6 +26,7 @@ from repquant.methods.sampling import (
     row_scales,
     weight_of_rows,
 )
+from repquant.methods.rounded import Rounded
 from repquant.numerics.affine import Grid
 from repquant.numerics.feedback_rounding import round_with_feedback
 from repquant.numerics.patches import draw_positions, outputs_at

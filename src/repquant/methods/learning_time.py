@@ -6,7 +6,8 @@ from time import perf_counter
 import torch
 from torch import fx
 
-from repquant.methods.sampling import TransposedConvolution, groups_of, parameters_of
+from repquant.graph.grouping import TransposedConvolution
+from repquant.methods.layer_positions import groups_of, parameters_of
 from repquant.numerics.adaround import LayerRows, learn_rounding
 from repquant.numerics.affine import Scheme
 from repquant.numerics.rounding_options import RoundingOptions

@@ -8,10 +8,11 @@ from torch import fx, nn
 from torch.func import functional_call
 
 from repquant.graph.alternatives import Compute
+from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.operators import KEEPS_GRID, Kind, find_operator, layer_nodes
 from repquant.graph.plan import Plan
+from repquant.methods.layer_positions import Convolution
 from repquant.methods.rounded import Rounded
-from repquant.methods.sampling import Convolution, TransposedConvolution
 from repquant.simulation.integers import IntegerParameters
 from repquant.simulation.layers import FakeQuantize, QuantizedLayer, QuantizedMatmul
 from repquant.simulation.network import integer_layers

@@ -23,15 +23,16 @@ from torch import Tensor, fx, nn
 from repquant.errors import InputError
 from repquant.graph.chunks import run_in_chunks
 from repquant.graph.copies import copy_graph
+from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, Observer, batch_size, run
 from repquant.methods.layer_ends import LayerEnd, find_ends
+from repquant.methods.layer_positions import parameters_of
 from repquant.methods.method import ReconstructionOptions
 from repquant.methods.rounded import Rounded
 from repquant.methods.rounding_checkpoint import LearnedLayer, LearnedLayers, fingerprint, load_layers
 from repquant.methods.row_samples import RowSample
-from repquant.methods.sampling import TransposedConvolution, parameters_of
 from repquant.numerics.adaround import LayerRows, learn_rounding
 from repquant.numerics.affine import Grid, dequantize
 from repquant.simulation.integers import quantize_parameters

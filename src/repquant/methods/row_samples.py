@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from repquant.methods.sampling import groups_of, inputs_at, maps, parameters_of
+from repquant.methods.layer_positions import groups_of, inputs_at, maps, parameters_of
 from repquant.numerics.adaround import LayerRows
 from repquant.numerics.patches import draw_positions, outputs_at
 from repquant.simulation.layers import FakeQuantize

@@ -109,7 +109,7 @@ def keeping_layers(best: Candidate, sensitive: Sequence[str]) -> tuple[Candidate
     )
 
 
-def search(
+def find_best(
     candidates: Iterable[Candidate],
     refinements: Sequence[Callable[[Candidate], Iterable[Candidate]]],
     attempt: Callable[[Candidate], Score],

@@ -15,12 +15,13 @@ from torch import Tensor, fx, nn
 
 from repquant.errors import InputError
 from repquant.graph.alternatives import run_alternatives
+from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.run import Batch, Observer, batch_size, run
 from repquant.methods.divergence import Comparison, Divergence, compare
 from repquant.methods.identity import identity_mask
+from repquant.methods.layer_positions import parameters_of
 from repquant.methods.points import Point, find_points
 from repquant.methods.rounded import Rounded
-from repquant.methods.sampling import TransposedConvolution, parameters_of
 from repquant.numerics.affine import Scheme
 from repquant.numerics.distance import sqnr_db
 from repquant.numerics.outliers import diagonal_dominance, range_over_sigma

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from repquant.choices import WeightRanges
 from repquant.graph.plan import Plan
 from repquant.methods.identity import identity_weights
-from repquant.methods.sampling import parameters_of
+from repquant.methods.layer_positions import parameters_of
 from repquant.numerics.affine import Grid, Scheme, grid_for_range
 from repquant.numerics.weight_ranges import least_squares_amax
 from repquant.simulation.integers import smallest_scale

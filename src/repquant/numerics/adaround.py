@@ -59,7 +59,7 @@ class LayerRows:
 
 
 @dataclass(frozen=True)
-class Rounding:
+class LearnedRounding:
     """What was learned.
 
     Attributes:
@@ -73,13 +73,11 @@ class Rounding:
     bias: Tensor | None
 
 
-def rectified_sigmoid(alpha: Tensor) -> Tensor:
-    """Return h = clip(1.2 * sigmoid(alpha) - 0.1, 0, 1), same shape."""
-    return (torch.sigmoid(alpha) * _STRETCH + _LOW).clamp(0, 1)
-
-
 def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
-    """Return the alpha at which h has these values in [0, 1]; just inside of 0 and 1, where h can still move."""
+    """Return the alpha at which h = clip(1.2 * sigmoid(alpha) - 0.1, 0, 1) has these values in [0, 1].
+
+    Just inside of 0 and 1, where h can still move.
+    """
     return torch.logit((h.clamp(1e-3, 1 - 1e-3) - _LOW) / _STRETCH)
 
 
@@ -151,7 +149,7 @@ def learn_rounding(
     options: RoundingOptions,
     generator: torch.Generator,
     on_step: Callable[[int], None] = lambda _: None,
-) -> Rounding:
+) -> LearnedRounding:
     """Return the integers, and the bias and gains, with which a layer comes closest to its float output.
 
     The loss is  n * E / E_nearest + PENALTY * sum(1 - |2h - 1|^beta)  with E the error of the output (sum over the
@@ -180,7 +178,7 @@ def learn_rounding(
         exponent = penalty_exponent(step, options.steps)
         adam.step([rounding.gradient(soft_gradient, exponent, PENALTY), *gradients])
         on_step(1)
-    return Rounding(rounding.hard().reshape(counts.shape), output.gain.flatten().clone(), output.final_bias())
+    return LearnedRounding(rounding.hard().reshape(counts.shape), output.gain.flatten().clone(), output.final_bias())
 
 
 class Adam:

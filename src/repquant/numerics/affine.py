@@ -128,7 +128,7 @@ def channel_range(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     return flat.amin(1), flat.amax(1)
 
 
-def quantize(x: Tensor, grid: Grid) -> Tensor:
+def to_integers(x: Tensor, grid: Grid) -> Tensor:
     """Return the integers of `x` on `grid`, as int32 of the same shape.
 
     The step count is x times the float32 reciprocal of the scale, as torch computes it, so that the integers are those

@@ -15,7 +15,7 @@ from repquant.graph.names import free_name
 from repquant.graph.operators import operands
 from repquant.graph.plan import Plan
 from repquant.methods.rounded import Rounded
-from repquant.numerics.affine import dequantize, quantize
+from repquant.numerics.affine import dequantize, to_integers
 from repquant.qat.in_place import relu_in_place
 from repquant.qat.kernels import KernelSource, PlainKernel
 from repquant.qat.layer import QatLayer
@@ -88,7 +88,7 @@ def trained_integers(network: fx.GraphModule, graph: fx.GraphModule, plan: Plan)
     rounded = trained_graph(network, graph)
     for name, grid in weight_grids.items():
         weight = rounded.get_parameter(f"{name}.weight")
-        weight.copy_(dequantize(quantize(weight, grid), grid))
+        weight.copy_(dequantize(to_integers(weight, grid), grid))
     return Rounded(rounded, replace(plan, grids=grids, weight_grids=weight_grids))
 
 

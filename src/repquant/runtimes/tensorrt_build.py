@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repquant.errors import InputError
-from repquant.runtimes.tensorrt_layers import Layer, read_layers
+from repquant.runtimes.tensorrt_layers import EngineLayer, read_layers
 from repquant.runtimes.tensorrt_log import Messages, require_tensorrt
 from repquant.targets.onnx_graph import OnnxGraph, read_graph
 
@@ -72,7 +72,7 @@ class BuiltEngine:
     """
 
     plan: bytes
-    layers: tuple[Layer, ...]
+    layers: tuple[EngineLayer, ...]
     timing_cache: bytes
     version: str
 

@@ -18,7 +18,7 @@ REFORMAT, OTHER = "reformat", "other"
 
 
 @dataclass(frozen=True)
-class Layer:
+class EngineLayer:
     """A layer of an engine.
 
     Attributes:
@@ -31,7 +31,7 @@ class Layer:
     kind: str
 
 
-def read_layers(information: str) -> tuple[Layer, ...]:
+def read_layers(information: str) -> tuple[EngineLayer, ...]:
     """Return the layers in an inspector's JSON, of 10.x or 11.x, in the order of execution.
 
     Engines without detailed profiling list names alone; their layers are "other".
@@ -39,20 +39,20 @@ def read_layers(information: str) -> tuple[Layer, ...]:
     return tuple(_layer(entry) for entry in json.loads(information).get("Layers", ()))
 
 
-def count_kinds(layers: tuple[Layer, ...]) -> dict[str, int]:
+def count_kinds(layers: tuple[EngineLayer, ...]) -> dict[str, int]:
     """Return how many layers there are of each kind, the most first."""
     kinds = [layer.kind for layer in layers]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind))}
 
 
-def _layer(entry: str | Mapping[str, Any]) -> Layer:
+def _layer(entry: str | Mapping[str, Any]) -> EngineLayer:
     if isinstance(entry, str):
-        return Layer(entry, OTHER)
+        return EngineLayer(entry, OTHER)
     name = str(entry.get("Name", ""))
     if str(entry.get("LayerType", "")).lower() in ("reformat", "nonop") or name.startswith("Reformatting CopyNode"):
-        return Layer(name, REFORMAT)
+        return EngineLayer(name, REFORMAT)
     tensors = [*entry.get("Inputs", ()), *entry.get("Outputs", ())]
-    return Layer(name, next(filter(None, map(_type, tensors)), OTHER))
+    return EngineLayer(name, next(filter(None, map(_type, tensors)), OTHER))
 
 
 def _type(tensor: Mapping[str, Any]) -> str | None:

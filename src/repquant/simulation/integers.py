@@ -13,7 +13,7 @@ from repquant.numerics.affine import (
     channel_range,
     dequantize,
     grid_for_range,
-    quantize,
+    to_integers,
 )
 
 
@@ -109,7 +109,7 @@ def quantize_parameters(
     if integer_bias is not None and (integer_bias.abs() > INT32_MAX).any():
         raise InputError("a bias does not fit 32 bits in steps of input scale x weight scale; widen the weight grid")
     return IntegerParameters(
-        weight=quantize(weight.detach(), grid).to(torch.int8),
+        weight=to_integers(weight.detach(), grid).to(torch.int8),
         weight_grid=grid,
         bias=None if integer_bias is None else integer_bias.to(torch.int32),
         bias_scale=bias_scale,

@@ -72,10 +72,6 @@ class OnnxGraph:
             node = self.producers.get(node.input[0])
         return None
 
-    def is_output(self, name: str) -> bool:
-        """Whether the graph gives a tensor to its caller."""
-        return any(output.name == name for output in self.model.graph.output)
-
 
 def read_graph(path: Path) -> OnnxGraph:
     """Read the ONNX file at `path`, the files beside it that hold its tensors included.

@@ -1,6 +1,8 @@
 """What a training tells as it goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +47,22 @@ class EpochReport:
     train_seconds: float
     images_per_second: float
     data_percent: float
+
+    def line(self, epochs: int) -> str:
+        """Say what it gave, of so many epochs."""
+        return (
+            f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}: loss {self.loss:.4f}, train top-1 "
+            f"{self.train_top1:.2f} %, val top-1 {self.val_top1:.2f} %, lr {self.learning_rate:.3g}, "
+            f"{self.images_per_second:.0f} images/s, data {self.data_percent:.0f} %"
+        )
+
+
+def summary(history: Sequence[EpochReport], best_path: Path) -> str:
+    """Say what a training gave; `best_path` is where its best checkpoint lies, if it could be written."""
+    best = max(history, key=lambda report: report.val_top1)  # the first of equals, as best.pth
+    minutes = sum(report.train_seconds for report in history) / 60
+    where = f" ({best_path})" if best_path.is_file() else ""  # there is none where the disk was full
+    return (
+        f"{len(history)} epochs in {minutes:.1f} minutes of training: top-1 {history[-1].val_top1:.2f} % at the end, "
+        f"{best.val_top1:.2f} % after epoch {best.epoch}{where}"
+    )

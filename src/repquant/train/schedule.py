@@ -3,10 +3,10 @@
 from repquant.errors import InputError, given
 from repquant.option_ranges import IMAGE_SIDE
 
-Plan = tuple[tuple[int, int], ...]
+SizePlan = tuple[tuple[int, int], ...]
 
 
-def parse_sizes(text: str) -> Plan:
+def parse_sizes(text: str) -> SizePlan:
     """Read "0:96,10:128,24:160": from the epoch before the colon on, counted from 0, images have the side behind it.
 
     Raises:
@@ -24,6 +24,6 @@ def parse_sizes(text: str) -> Plan:
     return plan
 
 
-def size_at(plan: Plan, epoch: int) -> int:
+def size_at(plan: SizePlan, epoch: int) -> int:
     """The side of the training images in an epoch, counted from 0."""
     return [side for begin, side in plan if begin <= epoch][-1]

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repquant.graph.grouping import TransposedConvolution
 from repquant.numerics.affine import Grid
 from repquant.numerics.patches import Geometry, outputs_at, patches_at
 
 Convolution = nn.Conv1d | nn.Conv2d
-TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d
 
 
 def maps(x: Tensor, layer: nn.Module) -> Tensor:
