@@ -89,6 +89,7 @@ def test_images_without_labels_calibrate_and_compare_but_have_no_accuracy(ptq, p
     assert row["kl"] < 1e-2
 
 
+@pytest.mark.slow  # by default `export` shows the same, down to the integers of the file
 def test_learned_rounding_goes_on_where_it_was_interrupted(ptq, headline, tmp_path, monkeypatch):
     options = (
         "--target", "onnxruntime", "--calibrator", "mse", "--runtimes", "pytorch", "--rounding", "learned",

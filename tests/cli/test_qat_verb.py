@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 
+from repquant.cli.main import main
 from repquant.locks import sole_user
 from repquant.models.checkpoints import load_model, save_model
 from repquant.models.network import build
@@ -22,6 +23,15 @@ def qat(repquant, weights, photographs, small_options):
         return repquant("qat", *options, "--output", output, *more)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def finished(weights, photographs, small_options, tmp_path_factory):
+    """A run that ended, measured in the simulation alone; tests may resume it, and change nothing in it."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    options = ("--weights", weights, "--data", photographs, *small_options, *QUICK, *BITS, "--target", "tensorrt")
+    assert main([str(part) for part in ("qat", *options, "--output", output, "--runtimes", "pytorch")]) == 0
+    return output
 
 
 @pytest.mark.parametrize("method", ["equivalent-kernel", "plain", "inserted-bn"])
@@ -45,11 +55,10 @@ def test_the_call_of_the_contract(qat, tmp_path, headline, method):
     assert load_model(output / "model.safetensors", "RepVGG-tiny", 2).form == "deploy"
 
 
-def test_an_interrupted_run_ends_with_the_same_integers(qat, tmp_path, headline, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_integers(qat, finished, tmp_path, headline, monkeypatch):
     from repquant.train.loop import Trainer
 
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert qat(whole, "--runtimes", "pytorch")[0] == 0
+    stopped = tmp_path / "stopped"
     take_step = Trainer._take_step
 
     def stop_in_the_second_epoch(trainer, *arguments):
@@ -65,21 +74,20 @@ def test_an_interrupted_run_ends_with_the_same_integers(qat, tmp_path, headline,
     assert "going on after epoch 1 of 2" in stderr
     assert "calibrating first" not in stderr
     name = "equivalent-kernel.onnx"
-    assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    assert (stopped / name).read_bytes() == (finished / name).read_bytes()
     assert headline(stdout)["results"][0]["model"] == f"{stopped}/{name}"
 
 
-def test_a_changed_scheme_is_refused_with_the_difference(qat, tmp_path):
-    assert qat(tmp_path / "run", "--runtimes", "pytorch")[0] == 0
+def test_a_changed_scheme_is_refused_with_the_difference(qat, finished):
     for change, message in (
         (("--weight-bits", "4"), f"weight_bits was {BITS[1]} and is 4 now"),
         (("--method", "plain"), "method was equivalent-kernel and is plain now"),
         (("--calibrator", "max"), "calibrator was mse and is max now"),
     ):
-        status, _, stderr = qat(tmp_path / "run", "--resume", *change)
+        status, _, stderr = qat(finished, "--resume", *change)
         assert status == 2
         assert message in stderr
-    status, _, stderr = qat(tmp_path / "run")
+    status, _, stderr = qat(finished)
     assert status == 2
     assert "is not empty; pass --resume" in stderr
 

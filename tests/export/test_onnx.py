@@ -211,3 +211,32 @@ def test_a0_with_1000_classes_is_at_most_8_7_megabytes(tmp_path):
     quantized = quantize(model, [torch.randn(2, 3, 64, 64)], target=target, calibrator="max", method=NEAREST)
     assert export_graph(quantized.module, tmp_path / "a0.onnx", target) <= 8_700_000
     assert export_litert(quantized.module, tmp_path / "a0.tflite") <= 8_700_000
+
+
+class Replaced(nn.Module):
+    """Operators that the exporter knows only in other words: two that are replaced before, and one that is not."""
+
+    def __init__(self, is_known):
+        super().__init__()
+        self.up, self.is_known = nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1, groups=1), is_known
+
+    def forward(self, x):
+        x = self.up(x)
+        return nn.functional.adaptive_avg_pool2d(x if self.is_known else 1 - x, 1)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_exporter_traces_a_network_once_where_it_knows_the_operators(is_known, images, tmp_path, monkeypatch):
+    traces = []
+    decompose = torch.export.ExportedProgram.run_decompositions
+    graph = capture(Replaced(is_known).eval(), images)
+    monkeypatch.setattr(
+        torch.export.ExportedProgram,
+        "run_decompositions",
+        lambda *arguments: traces.append(1) or decompose(*arguments),
+    )
+    export_graph(graph, tmp_path / "network.onnx")
+    assert len(traces) == (0 if is_known else 1)
+    given = open_runtime("onnxruntime", tmp_path / "network.onnx")(images.numpy())
+    np.testing.assert_allclose(given, graph(images).detach().numpy(), atol=1e-5)
+    assert onnx.load(tmp_path / "network.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"

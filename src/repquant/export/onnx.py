@@ -1,9 +1,6 @@
 """A float or quantized model as an ONNX file."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from repquant.export.integer_graph import integer_graph
 from repquant.export.node_names import name_nodes
 from repquant.export.pooling import pad_before_average, pool_globally
 from repquant.export.shared_quantizers import share_quantizers
+from repquant.export.tracing import trace_to_onnx
 from repquant.export.value_names import name_ends
 from repquant.graph.devices import example_on, on_device
 from repquant.graph.interface import captured_of, flat_example, flattened, input_names, output_names
@@ -61,21 +59,15 @@ def export_graph(
     is_quantized = any(isinstance(module, FakeQuantize) for module in graph.modules())
     assert is_quantized == (target is not None), "a quantized model is exported for its target, a float one for none"
     inputs, outputs = list(inputs) or input_names(graph), list(outputs) or output_names(graph)
-    cpu, batch = torch.device("cpu"), torch.export.Dim("batch")
+    cpu = torch.device("cpu")
     example, model = example_on(flat_example(graph), cpu), on_device(flattened(graph), cpu)
-    with _quiet_exporter():
-        program = torch.onnx.export(
-            (integer_graph(model, target) if target else model).eval(),
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[f"_input_{index}" for index in range(len(inputs))],
-            output_names=[f"_output_{index}" for index in range(len(outputs))],
-            dynamic_shapes=tuple({0: batch} for _ in example) if captured_of(graph).dynamic_batch else None,
-            verbose=False,
-        )
-    assert program is not None, "the exporter returns a program when it is given no file"
-    proto = name_ends(name_nodes(program.model_proto), inputs, outputs)
+    traced = trace_to_onnx(
+        (integer_graph(model, target) if target else model).eval(),
+        example,
+        dynamic_batch=captured_of(graph).dynamic_batch,
+        opset=OPSET,
+    )
+    proto = name_ends(name_nodes(traced), inputs, outputs)
     _strip_provenance(proto)
     if target and target.name == "tensorrt":
         proto = pool_globally(proto)
@@ -101,17 +93,3 @@ def _strip_provenance(proto: onnx.ModelProto) -> None:
         node.doc_string = ""
     for tensor in proto.graph.initializer:
         del tensor.metadata_props[:]
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's remarks on packages that it doesn't need and on its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from repquant.errors import InputError
+from repquant.graph.functional import functional_graph
 
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -43,13 +44,14 @@ def export_functional(module: nn.Module, example: Example) -> tuple[fx.GraphModu
             "give a tensor, a tuple of the positional inputs or a dict of the keyword inputs"
         ) from error
     module = _evaluation_copy(module)
-    program = _with_free_batch(module, args, kwargs, pytree.tree_map(_free_batch, inputs))
-    has_free_batch = program is not None
-    if program is None:
+    found = _with_free_batch(module, args, kwargs, pytree.tree_map(_free_batch, inputs))
+    has_free_batch = found is not None
+    if found is None:
         try:
-            program = _export(module, args, kwargs, None)
+            found = _export(module, args, kwargs, None)
         except Exception as error:
             raise _explained(module, args, kwargs, error) from error
+    program, exported = found
     signature = program.graph_signature
     if signature.buffers_to_mutate:
         names = ", ".join(sorted(signature.buffers_to_mutate.values()))
@@ -58,7 +60,7 @@ def export_functional(module: nn.Module, example: Example) -> tuple[fx.GraphModu
             "network keeps no state: return the new value as an output and take the old one as an input, or leave the "
             "update out"
         )
-    return _module_of(program), has_free_batch
+    return exported, has_free_batch
 
 
 def _call(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -104,12 +106,17 @@ def _free_batch(leaf: Any) -> Any:
     return {0: Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim else None
 
 
-def _export(module: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> ExportedProgram:
+def _export(module: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[ExportedProgram, fx.GraphModule]:
+    """Return the program, and its graph made functional."""
     with torch.no_grad(), _quiet():
         program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        # Decomposes nothing, but makes in-place operators and views functional.
-        functional: ExportedProgram = program.run_decompositions({})
-        return functional
+        unlifted = program.module(check_guards=False)
+        graph = functional_graph(unlifted.graph)
+        if graph is None:
+            program = program.run_decompositions({})  # decomposes nothing
+            unlifted = program.module(check_guards=False)
+            graph = unlifted.graph
+    return program, fx.GraphModule(unlifted, graph)  # without the exporter's hooks
 
 
 @contextmanager
@@ -128,24 +135,18 @@ def _quiet() -> Iterator[None]:
 
 def _with_free_batch(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> ExportedProgram | None:
+) -> tuple[ExportedProgram, fx.GraphModule] | None:
     """Return the program that takes any batch size; None where the exporter can't leave it free."""
     free_args, free_kwargs = _without_batch_of_one((args, kwargs))
     try:
-        program = _export(module, free_args, free_kwargs, dynamic_shapes)
+        program, exported = _export(module, free_args, free_kwargs, dynamic_shapes)
     except Exception:  # whatever it is, it may be the batch's fault: the caller tries a fixed one
         return None
     values = [node.meta.get("val") for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     batches: list[Any] = [value.shape[0] for value in values if isinstance(value, Tensor) and value.ndim]
     # A dimension that the network's code turned out to need at its size is a symbol with a value.
     is_free = isinstance(batches[0], torch.SymInt) and batches[0].node.maybe_as_int() is None if batches else False
-    return program if is_free else None
-
-
-def _module_of(program: ExportedProgram) -> fx.GraphModule:
-    with _quiet():
-        unlifted = program.module(check_guards=False)
-    return fx.GraphModule(unlifted, unlifted.graph)  # without the exporter's hooks
+    return (program, exported) if is_free else None
 
 
 def _explained(module: nn.Module, args: Any, kwargs: Any, error: Exception) -> InputError:
