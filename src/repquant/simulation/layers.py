@@ -5,7 +5,7 @@ holds integers up to 2^24 exactly, so the sum does not depend on the order of it
 activation in a thousand lands on the other side of a rounding border, and simulation and runtime drift apart.
 
 Where only one grid reads the sum, a layer ends on that grid: the sum is rescaled once, by s_x s_w / s_y as a float32,
-as ONNX Runtime does. With s_x s_w first and 1 / s_y later, every tenth image of a RepVGG-A0 has an activation on the
+as ONNX Runtime does. With s_x s_w first and 1 / s_y later, one image in seven of a RepVGG-A0 had an activation on the
 other side.
 """
 
