@@ -1,7 +1,7 @@
 """Kill verbs at random moments, and look at what is left; then let each finish.
 
 Run as a program with a folder, weights, data, a number of moments for each verb, and a seed; prints one JSON object.
-The verbs are forks of this process, which has imported what takes seconds and has no thread of its own.
+The verbs are forks of this process, which has done each once, and so has imported what takes seconds.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -33,13 +34,17 @@ COMMANDS = {
 }
 
 
+def do(verb: str, weights: str, data: str, output: Path) -> int:
+    model = () if verb == "train" else ("--weights", weights)
+    return main([verb, *SMALL, *model, "--data", data, "--output", str(output), *COMMANDS[verb]])
+
+
 def start(verb: str, weights: str, data: str, output: Path, moment: Moment | None, events: Path | None = None) -> int:
     def work() -> int:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(os.open(output.parent / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            model = () if verb == "train" else ("--weights", weights)
-            return main([verb, *SMALL, *model, "--data", data, "--output", str(output), *COMMANDS[verb]])
+            return do(verb, weights, data, output)
         except BaseException:
             traceback.print_exc()
             return 1
@@ -88,6 +93,9 @@ def run(folder: Path, weights: str, data: str, moments: int, seed: int) -> None:
         assert verb in VERBS
         place = folder / verb
         (place / "whole").mkdir(parents=True)
+        with redirect_stdout(sys.stderr):
+            assert do(verb, weights, data, place / "first") == 0
+        assert len(os.listdir("/proc/self/task")) == 1, "a fork would lack the other threads"  # noqa: PTH208
         whole = start(verb, weights, data, place / "whole" / "run", None, place / "events.json")
         assert finished(whole, place / "whole" / "stderr.txt")
         events = read_events(place / "events.json")
