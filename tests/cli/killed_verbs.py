@@ -17,11 +17,15 @@ from pathlib import Path
 import onnx
 import torch
 import torch._dynamo  # an optimizer imports it at its first step
+from captured_once import capture_once
 
 from kills import Moment, ended_by_itself, fork, read_events
 from repquant.cli.main import VERBS, main
-from repquant.models.checkpoints import load_tensors
+from repquant.graph import capture as capture_module
+from repquant.models.checkpoints import load_model, load_tensors
+from repquant.models.reparam import reparameterize
 from repquant.report.record import read_record
+from repquant.repvgg import qat_start
 from repquant.train.checkpoint import Checkpoint
 
 SMALL = ("--arch", "RepVGG-tiny", "--num-classes", "2", "--image-size", "32", "--crop-ratio", "1.0")
@@ -52,6 +56,14 @@ def start(verb: str, weights: str, data: str, output: Path, moment: Moment | Non
             return 1
 
     return fork(work, moment, events)
+
+
+def capture_for_all(weights: str) -> None:
+    """Capture the network here, in the sizes that the verbs ask for: no fork has to."""
+    deploy = reparameterize(load_model(weights, "RepVGG-tiny", 2))
+    for size in (32, qat_start._ANY_SIZE):
+        capture_once(deploy, torch.zeros(2, 3, size, size))
+    qat_start.capture = capture_module.capture = capture_once
 
 
 def import_all(names: list[str]) -> None:
@@ -100,6 +112,7 @@ def run(folder: Path, weights: str, data: str, moments: int, seed: int) -> None:
     torch.set_num_threads(1)
     dice = random.Random(seed)
     report: dict[str, object] = {}
+    capture_for_all(weights)
     for verb in COMMANDS:
         assert verb in VERBS
         place = folder / verb

@@ -11,13 +11,12 @@ from typing import get_type_hints
 import numpy as np
 import onnx
 import pytest
+from captured_once import PLACES, capture_once
 from onnx import TensorProto, helper, numpy_helper
-from torch import fx
 
 from repquant.cli import convert, main
 from repquant.data import loading
 from repquant.errors import InputError
-from repquant.graph.capture import capture
 
 TRIES = 300
 NUMBERS = (
@@ -52,17 +51,6 @@ class ReachedError(InputError):
     """The options were accepted: here the work would begin."""
 
 
-_captured: dict[tuple[object, ...], fx.GraphModule] = {}
-
-
-def capture_once(module, example):
-    """Capture takes most of the time, and the options decide no more than the size of the images."""
-    key = (tuple(example.shape), sum(float(tensor.sum()) for tensor in module.state_dict().values()))
-    if key not in _captured:
-        _captured[key] = capture(module, example)
-    return capture(_captured[key], example)  # a copy
-
-
 @pytest.fixture
 def reach(monkeypatch, tmp_path):
     """Stop every verb where its work begins, in a folder with traps."""
@@ -75,8 +63,8 @@ def reach(monkeypatch, tmp_path):
     monkeypatch.setattr("repquant.export.onnx.export_graph", stop)
     monkeypatch.setattr("repquant.runtimes.tensorrt_build.build_engine", stop)
     monkeypatch.setattr(convert, "_difference", stop)
-    monkeypatch.setattr("repquant.graph.capture.capture", capture_once)
-    monkeypatch.setattr("repquant.repvgg.qat_start.capture", capture_once)
+    for place in PLACES:
+        monkeypatch.setattr(place, capture_once)
     monkeypatch.setattr(main, "build_parser", functools.cache(main.build_parser))  # takes most of the time
     os.mkfifo("pipe")
     (tmp_path / "loop").symlink_to("loop")
