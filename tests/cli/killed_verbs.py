@@ -17,6 +17,7 @@ from pathlib import Path
 import onnx
 import torch
 import torch._dynamo  # an optimizer imports it at its first step
+import tqdm
 from captured_once import capture_once
 
 from kills import Moment, ended_by_itself, fork, read_events
@@ -60,6 +61,7 @@ def start(verb: str, weights: str, data: str, output: Path, moment: Moment | Non
 
 def capture_for_all(weights: str) -> None:
     """Capture the network here, in the sizes that the verbs ask for: no fork has to."""
+    tqdm.tqdm.monitor_interval = 0  # a progress bar within torch.export starts a thread otherwise
     deploy = reparameterize(load_model(weights, "RepVGG-tiny", 2))
     for size in (32, qat_start._ANY_SIZE):
         capture_once(deploy, torch.zeros(2, 3, size, size))
