@@ -202,6 +202,9 @@ def test_no_configuration_runs_code(repquant, tmp_path, name):
     assert status == 2
     assert f"model {name} is code that would be run, and configurations may be from others" in err
     assert not (tmp_path / "executed").exists()
+    (tmp_path / "mine.py").write_text("")
+    assert repquant("ptq", *given, "--model", "mine.py:network", "--config", "run.yaml")[0] == 2
+    assert not (tmp_path / "executed").exists()
     (tmp_path / "evil.py").write_text("open('executed', 'w').close()\n")
     repquant("ptq", *given, "--model", "evil.py:network")
     assert (tmp_path / "executed").exists()  # the trap works where code is asked for

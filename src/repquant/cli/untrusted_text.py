@@ -13,7 +13,6 @@ from repquant.regular_files import read_regular
 
 _MOST_BYTES = 2**16
 _MOST_CHARACTERS = 2**13  # of an argument; a path has half of it
-_CONFIG = "--config"
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -51,20 +50,24 @@ def require_code_is_asked_for(options: Any, arguments: Sequence[str]) -> None:
     Raises:
         InputError: a configuration does, which may be somebody else's, and the network is code that would be run.
     """
-    is_asked = any(argument == "--model" or argument.startswith("--model=") for argument in arguments)
-    if isinstance(options, NetworkOptions) and options.model and not is_asked:
+    asked = _values_of("--model", arguments)
+    if isinstance(options, NetworkOptions) and options.model and options.model not in asked:
         raise InputError(
             f"model {shortened(options.model)} is code that would be run, and configurations may be from others; give "
             "it on the command line, with --model"
         )
 
 
-def _configurations(arguments: Sequence[str]) -> Iterator[Path]:
+def _configurations(arguments: Sequence[str]) -> list[Path]:
+    return [Path(value) for value in _values_of("--config", arguments)]
+
+
+def _values_of(flag: str, arguments: Sequence[str]) -> Iterator[str]:
     for argument, following in pairwise([*arguments, ""]):
-        if argument == _CONFIG:
-            yield Path(following)
-        elif argument.startswith(f"{_CONFIG}="):
-            yield Path(argument.removeprefix(f"{_CONFIG}="))
+        if argument == flag:
+            yield following
+        elif argument.startswith(f"{flag}="):
+            yield argument.removeprefix(f"{flag}=")
 
 
 def _check_configuration(path: Path) -> None:
