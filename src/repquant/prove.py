@@ -18,6 +18,7 @@ from repquant.errors import InputError
 from repquant.evaluate.stream import Evaluation, Pair
 from repquant.evaluate.stream import evaluate as run_all
 from repquant.graph.batches import rereadable
+from repquant.graph.devices import device_of, full_precision
 from repquant.graph.interface import as_returned, flattened, input_names, output_names
 from repquant.graph.run import Batch, inputs_of
 from repquant.quantize import Quantized, captured
@@ -110,7 +111,8 @@ def prove(
             engines |= {name: open_runtime(name, path) for name in runtimes}
         pairs: list[Pair] = [(name, FLOAT) for name in engines if name != FLOAT]
         pairs += [(name, SIMULATED) for name in runtimes]
-        evaluation = run_all(engines, _labelled(graph, batches), compare=pairs, on_images=on_images)
+        with full_precision(device_of(graph)):
+            evaluation = run_all(engines, _labelled(graph, batches), compare=pairs, on_images=on_images)
         metrics = {name: evaluate(_as_module(graph, engine)) for name, engine in engines.items()} if evaluate else {}
         file_bytes = path.stat().st_size if path is not None else None
     outputs = output_names(graph)

@@ -15,6 +15,7 @@ from repquant.cli.console import finish, progress, say, show, show_configuration
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
+    DeviceOptions,
     FolderOptions,
     MethodOptions,
     NetworkOptions,
@@ -26,7 +27,9 @@ from repquant.option_ranges import POSITIVE_COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions):
+class Options(
+    FolderOptions, DeviceOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions
+):
     """Options of `repquant analyze`."""
 
     calibrator: str = option("max, percentile, mse or entropy", "mse")
@@ -57,6 +60,7 @@ def run(options: Options) -> None:
     from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
+    from repquant.graph.devices import full_precision
     from repquant.methods.sensitivity import measure_sensitivity
     from repquant.numerics.ranges import CALIBRATORS
     from repquant.report.advice import advice
@@ -71,15 +75,17 @@ def run(options: Options) -> None:
     )
     from repquant.report.figures import CAPTIONS, write_figures
     from repquant.report.record import CalibrationRecord
+    from repquant.train.distributed import open_device
 
     if options.calibrator not in CALIBRATORS:
         raise InputError(f"calibrator {options.calibrator!r} was given; allowed are {', '.join(CALIBRATORS)}")
     target, kept = open_target(options), kept_names(options)
     method = open_method(options, target)
     output = output_folder(options)
+    device = open_device(options.device)
 
-    with new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
-        graph = load_graph(options, options.image_size)
+    with full_precision(device), new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
+        graph = load_graph(options, options.image_size, device)
         source = open_split(options.calibration_data or options.data, "train")
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         wanted = images_to_draw(len(source), options.calibration_images, options.analysis_images)

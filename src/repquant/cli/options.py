@@ -164,6 +164,13 @@ class TargetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where PyTorch computes."""
+
+    device: str = option("where the network is calibrated, rounded and simulated: cpu or cuda", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FolderOptions:
     """Where results go."""
 

@@ -16,6 +16,7 @@ from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
+    DeviceOptions,
     FolderOptions,
     MethodOptions,
     NetworkOptions,
@@ -26,7 +27,9 @@ from repquant.cli.options import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions):
+class Options(
+    FolderOptions, DeviceOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions
+):
     """Options of `repquant ptq`."""
 
     calibrator: str = option("max, percentile, mse, entropy, several with commas, or all", "all")
@@ -57,9 +60,11 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
+    from repquant.graph.devices import full_precision
     from repquant.numerics.ranges import CALIBRATORS
     from repquant.report.record import CalibrationRecord, Record, headline, write_record
     from repquant.runtimes.available import ENGINES, installed, require
+    from repquant.train.distributed import open_device
 
     calibrators = split_names(options.calibrator, CALIBRATORS, "calibrator")
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
@@ -69,13 +74,14 @@ def run(options: Options) -> None:
     check_runtimes(target, runtimes)
     method = open_method(options, target)
     output = output_folder(options)
+    device = open_device(options.device)
     checkpoints = {}
     if method.rounding == "learned" and options.rounding_images > 0:
         # Beside the output folder, which appears only at the end: what has been learned survives an interruption.
         checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
 
-    with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
-        graph = load_graph(options, options.image_size)
+    with full_precision(device), new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
+        graph = load_graph(options, options.image_size, device)
         evaluation = open_loader(options, "val", options.num_classes)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
 

@@ -15,6 +15,7 @@ from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
+    DeviceOptions,
     FolderOptions,
     NetworkOptions,
     TargetOptions,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions):
+class Options(FolderOptions, DeviceOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions):
     """Options of `repquant quantize`."""
 
     max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1, Numbers(0, 100))
@@ -70,10 +71,12 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, tell
     from repquant.cli.quantizing import ImagesOf
+    from repquant.graph.devices import full_precision
     from repquant.report.record import AttemptRecord, CalibrationRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
     from repquant.runtimes.available import ENGINES, installed, require
     from repquant.search import search
+    from repquant.train.distributed import open_device
 
     runtimes = split_names(options.runtimes, tuple(ENGINES), "runtimes", installed())
     for name in runtimes:
@@ -81,9 +84,10 @@ def run(options: Options) -> None:
     target, kept = open_target(options), kept_names(options)
     check_runtimes(target, runtimes)
     output = output_folder(options)
+    device = open_device(options.device)
 
-    with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
-        graph = load_graph(options, options.image_size)
+    with full_precision(device), new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
+        graph = load_graph(options, options.image_size, device)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         is_labelled = has_validation(options.data)

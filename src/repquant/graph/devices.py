@@ -51,7 +51,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    parts = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    parts = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [part.fp32_precision for part in parts]
     try:
         for part in parts:
