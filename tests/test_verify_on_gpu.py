@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fake_tensorrt import FakeTensorRT
 from repquant.cli.main import main
@@ -67,8 +68,10 @@ def test_the_shell_script_explains_itself(arguments):
     assert "scripts/verify_on_gpu.sh DATA WEIGHTS" in done.stderr
 
 
-def test_the_shell_script_names_what_is_missing():
-    command = ["bash", ROOT / "scripts" / "verify_on_gpu.sh", "builtin", "builtin"]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("arguments", [("builtin", "builtin"), ("cuda",)])
+def test_the_shell_script_names_what_is_missing(arguments):
+    command = ["bash", ROOT / "scripts" / "verify_on_gpu.sh", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "nvidia-smi finds no GPU" in done.stderr
