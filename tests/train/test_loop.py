@@ -288,7 +288,7 @@ def test_a_repopt_network_trains_with_its_gradient_multipliers(recipe, tmp_path)
 def test_an_epoch_on_cuda_is_near_that_of_the_cpu(recipe, trainer, tmp_path, precision, cuda):
     reports = {}
     for device in ("cpu", "cuda"):
-        settings = recipe(epochs=1, image_size=32, precision="float32" if device == "cpu" else precision)
+        settings = recipe(epochs=2, image_size=32, precision="float32" if device == "cpu" else precision)
         folder = tmp_path / device
         folder.mkdir()
         reports[device] = one_epoch(trainer(settings, device=device), folder)
