@@ -37,6 +37,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """The GPU, for tests marked `cuda`."""
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU here")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with imagenette160.zip and the two RepVGG-A0 checkpoints."""
     folder = os.environ.get("REPQUANT_DATA")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fake_tensorrt import FakeTensorRT
@@ -74,8 +75,10 @@ def test_the_shell_script_explains_itself(arguments):
     assert "scripts/verify_on_gpu.sh DATA WEIGHTS" in done.stderr
 
 
-def test_the_shell_script_names_what_is_missing():
-    command = ["bash", ROOT / "scripts" / "verify_on_gpu.sh", "builtin", "builtin"]
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("arguments", [("builtin", "builtin"), ("cuda",)])
+def test_the_shell_script_names_what_is_missing(arguments):
+    command = ["bash", ROOT / "scripts" / "verify_on_gpu.sh", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "nvidia-smi finds no GPU" in done.stderr

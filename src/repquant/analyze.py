@@ -9,6 +9,7 @@ from torch import nn
 
 from repquant.choices import Calibrator
 from repquant.graph.batches import first_images, rereadable
+from repquant.graph.devices import device_of, full_precision
 from repquant.graph.run import Batch
 from repquant.methods.method import PtqMethod
 from repquant.methods.ptq import prepare
@@ -52,8 +53,9 @@ def analyze(
         FloatingPointError: an output is NaN or infinite where that of the float network is not.
     """
     batches = rereadable(batches)
-    schemes = served_here(target)
-    prepared = prepare(captured(model, batches, example), method, schemes, batches, keep_float)
-    calibrated = collect(prepared, batches, schemes, method, keep_float)
-    rounded = calibrated.round(calibrated.plan(calibrator), first_images(batches, rounding_images))
-    return measure_sensitivity(prepared, rounded, batches if images is None else images, on_batch)
+    graph, schemes = captured(model, batches, example), served_here(target)
+    with full_precision(device_of(graph)):
+        prepared = prepare(graph, method, schemes, batches, keep_float)
+        calibrated = collect(prepared, batches, schemes, method, keep_float)
+        rounded = calibrated.round(calibrated.plan(calibrator), first_images(batches, rounding_images))
+        return measure_sensitivity(prepared, rounded, batches if images is None else images, on_batch)

@@ -21,6 +21,7 @@ from repquant.evaluate.disagreement import Keeper, largest_disagreements
 from repquant.evaluate.stream import Evaluation, Pair
 from repquant.evaluate.stream import evaluate as run_all
 from repquant.graph.batches import rereadable
+from repquant.graph.devices import device_of, full_precision
 from repquant.graph.interface import as_returned, flattened, input_names, output_names
 from repquant.graph.run import Batch, inputs_of
 from repquant.methods.judges import Metric
@@ -143,9 +144,10 @@ def prove(
         pairs: list[Pair] = [(name, FLOAT) for name in engines if name != FLOAT]
         pairs += [(name, SIMULATED) for name in runtimes]
         keeper = Keeper((SIMULATED, FLOAT), _DISAGREEMENTS)
-        evaluation = run_all(
-            engines, _labelled(graph, batches), compare=pairs, on_images=on_images, on_chunk=keeper.see
-        )
+        with full_precision(device_of(graph)):
+            evaluation = run_all(
+                engines, _labelled(graph, batches), compare=pairs, on_images=on_images, on_chunk=keeper.see
+            )
         metrics = {name: evaluate(_as_module(graph, engine)) for name, engine in engines.items()} if evaluate else {}
         sizes: dict[str, int | None] = {name: files[ENGINES[name].suffix].stat().st_size for name in runtimes}
         sizes[SIMULATED] = next(iter(sizes.values()), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from repquant.errors import InputError
 from repquant.export.files import export_file, require_suffix
 from repquant.graph.batches import example_of, first_images, rereadable
 from repquant.graph.capture import Captured
+from repquant.graph.devices import device_of, full_precision
 from repquant.graph.layout import Layout, find_layout
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan, make_plan
@@ -182,7 +183,7 @@ def quantize(
 
     Args:
         model: any module that `torch.export` can follow, in float, or what `reparameterize` returned; it is not
-            changed.
+            changed. All is computed on its device.
         batches: any iterable of tensors, tuples, dicts of keyword inputs or (input, label) pairs, such as a DataLoader;
             it is read several times.
         target: runtime that will serve the model, or its schemes from `resolve_target`.
@@ -206,10 +207,11 @@ def quantize(
     batches = rereadable(batches)
     graph = captured(model, batches, example)
     schemes, method = served_here(target), method or PtqMethod()
-    prepared = prepare(graph, method, schemes, batches, keep_float, lambda done: on_progress("scale channels", done))
-    calibrated = collect(prepared, batches, schemes, method, keep_float, lambda done: on_progress("calibrate", done))
-    plan = calibrated.plan(calibrator, percentile=percentile)
-    rounded = calibrated.round(plan, first_images(batches, rounding_images), lambda done: on_progress("round", done))
+    with full_precision(device_of(graph)):
+        prepared = prepare(graph, method, schemes, batches, keep_float, partial(on_progress, "scale channels"))
+        calibrated = collect(prepared, batches, schemes, method, keep_float, partial(on_progress, "calibrate"))
+        plan = calibrated.plan(calibrator, percentile=percentile)
+        rounded = calibrated.round(plan, first_images(batches, rounding_images), partial(on_progress, "round"))
     return Quantized(rounded.graph, rounded.plan)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from repquant.errors import InputError
 from repquant.graph.batches import first_images, rereadable
+from repquant.graph.devices import device_of, full_precision
 from repquant.graph.run import Batch
 from repquant.methods.attempts import Attempts, SearchData
 from repquant.methods.identity import count_identities
@@ -102,12 +103,13 @@ def search(
         on_progress=on_progress,
         on_attempt=on_attempt,
     )
-    outcome = find_best(
-        methods(count_identities(graph) > 0),
-        (attempts.learn, attempts.keep_layers),
-        attempts,
-        max_drop,
-        attempts.out_of_time,
-    )
+    with full_precision(device_of(graph)):
+        outcome = find_best(
+            methods(count_identities(graph) > 0),
+            (attempts.learn, attempts.keep_layers),
+            attempts,
+            max_drop,
+            attempts.out_of_time,
+        )
     rounded = attempts.rounded(outcome.attempts[outcome.best][0])
     return Found(rounded.graph, rounded.plan, outcome, tuple(attempts.seconds), tuple(attempts.notes))

@@ -283,6 +283,18 @@ def test_a_repopt_network_trains_with_its_gradient_multipliers(recipe, tmp_path)
     torch.testing.assert_close(moves[1], 4 * moves[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_an_epoch_on_cuda_is_near_that_of_the_cpu(recipe, trainer, tmp_path, precision, cuda):
+    reports = {}
+    for device in ("cpu", "cuda"):
+        settings = recipe(epochs=2, image_size=32, precision="float32" if device == "cpu" else precision)
+        folder = tmp_path / device
+        folder.mkdir()
+        reports[device] = one_epoch(trainer(settings, device=device), folder)
+    assert reports["cuda"].loss == pytest.approx(reports["cpu"].loss, rel=0.1)
+
+
 def test_float16_is_for_gpus(recipe, trainer):
     with pytest.raises(InputError, match='`precision="float16"` needs `device="cuda"`; pass bfloat16 or float32'):
         trainer(recipe(precision="float16"))

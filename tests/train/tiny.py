@@ -58,9 +58,11 @@ def plan(**changes: object) -> Recipe:
     return Recipe(**settings | changes)
 
 
-def make_trainer(recipe: Recipe, images: int = 32, weights_seed: int = 0, ranks: Ranks = ONE) -> Trainer:
+def make_trainer(
+    recipe: Recipe, images: int = 32, weights_seed: int = 0, ranks: Ranks = ONE, device: str = "cpu"
+) -> Trainer:
     """A trainer at the beginning; other images or initial weights on request."""
     torch.manual_seed(weights_seed)
     training = TrainingSet(NoiseSource(images), recipe, ranks=ranks)
     validation = validation_loader(NoiseSource(10), recipe, ranks=ranks)
-    return Trainer(FloatTask(build(SPEC, 2), recipe), recipe, training, validation, torch.device("cpu"), ranks)
+    return Trainer(FloatTask(build(SPEC, 2), recipe), recipe, training, validation, torch.device(device), ranks)

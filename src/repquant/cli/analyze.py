@@ -18,6 +18,7 @@ from repquant.cli.flags import with_flags
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
+    DeviceOptions,
     FolderOptions,
     MethodOptions,
     NetworkOptions,
@@ -32,7 +33,9 @@ EXAMPLE = "repquant analyze --arch RepVGG-A0 --weights A0.pth --data FOLDER --ta
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions):
+class Options(
+    FolderOptions, DeviceOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions
+):
     """Options of `repquant analyze`."""
 
     calibrator: Calibrator = option("what finds the ranges", "mse")
@@ -66,6 +69,7 @@ def run(options: Options) -> None:
     from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
+    from repquant.graph.devices import full_precision
     from repquant.methods.sensitivity import measure_sensitivity
     from repquant.report.advice import advice
     from repquant.report.analysis import (
@@ -78,13 +82,15 @@ def run(options: Options) -> None:
         write_analysis,
     )
     from repquant.report.figures import CAPTIONS, write_figures
+    from repquant.train.distributed import open_device
 
     target, kept = open_target(options), kept_names(options)
     method = open_method(options, target)
     output = output_folder(options)
+    device = open_device(options.device)
 
-    with new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
-        graph = load_graph(options, options.image_size)
+    with full_precision(device), new_folder(output, overwrite=options.overwrite, marker="analysis.json") as folder:
+        graph = load_graph(options, options.image_size, device)
         source = open_split(options.calibration_data or options.data, "train")
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         wanted = images_to_draw(len(source), options.calibration_images, options.analysis_images)

@@ -66,9 +66,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Run the verb."""
+    from repquant.graph.devices import full_precision
     from repquant.train.distributed import started_by_torchrun
 
-    with started_by_torchrun(options.device) as (ranks, device):
+    with started_by_torchrun(options.device) as (ranks, device), full_precision(device):
         _evaluate(options, ranks, device)
 
 

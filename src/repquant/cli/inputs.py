@@ -25,6 +25,7 @@ from repquant.errors import InputError
 from repquant.methods.method import PtqMethod, ReconstructionOptions
 
 if TYPE_CHECKING:
+    import torch
     from torch import fx
 
     from repquant.choices import Split
@@ -64,8 +65,9 @@ def load_deploy_network(options: ModelOptions) -> RepVGG:
     return reparameterize(load_network(options))
 
 
-def load_graph(options: NetworkOptions, image_size: int) -> fx.GraphModule:
-    """Return the float network in deploy form as a captured graph, for images of a size in pixels.
+def load_graph(options: NetworkOptions, image_size: int, device: torch.device | None = None) -> fx.GraphModule:
+    """Return the float network in deploy form as a captured graph, for images of a size in pixels, on a device or the
+    CPU.
 
     Raises:
         InputError: neither an architecture with weights nor a network of the user's own, or both.
@@ -80,10 +82,10 @@ def load_graph(options: NetworkOptions, image_size: int) -> fx.GraphModule:
     if options.model:
         if options.arch:
             raise InputError(f"--model {options.model} and --arch {options.arch} were given; give one of them")
-        return reparameterize(make_network(options.model, options.weights), images)
+        return reparameterize(make_network(options.model, options.weights).to(device), images)
     if not (options.arch and options.weights):
         raise InputError("which network? Give --arch and --weights, or --model for one of your own")
-    return capture(load_deploy_network(options), images)
+    return capture(load_deploy_network(options).to(device), images)
 
 
 def hashed_weights(options: ModelOptions) -> dict[str, str]:

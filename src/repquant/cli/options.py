@@ -10,6 +10,7 @@ from typing import Any, Literal
 from repquant.choices import (
     CALIBRATORS,
     RUNTIMES,
+    Device,
     Equalization,
     Granularity,
     Identity,
@@ -172,6 +173,13 @@ class ProofOptions:
         AUTO,
         RUNTIME_NAMES,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where PyTorch computes."""
+
+    device: Device = option("where the network is calibrated, rounded and simulated", "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

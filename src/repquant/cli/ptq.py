@@ -17,6 +17,7 @@ from repquant.cli.options import (
     CALIBRATOR_NAMES,
     CalibrationOptions,
     DataOptions,
+    DeviceOptions,
     FolderOptions,
     MethodOptions,
     NetworkOptions,
@@ -30,7 +31,14 @@ EXAMPLE = "repquant ptq --arch RepVGG-A0 --weights A0.pth --data FOLDER --target
 
 @dataclass(frozen=True, kw_only=True)
 class Options(
-    FolderOptions, ProofOptions, TargetOptions, MethodOptions, CalibrationOptions, DataOptions, NetworkOptions
+    FolderOptions,
+    DeviceOptions,
+    ProofOptions,
+    TargetOptions,
+    MethodOptions,
+    CalibrationOptions,
+    DataOptions,
+    NetworkOptions,
 ):
     """Options of `repquant ptq`."""
 
@@ -62,20 +70,23 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import chance_notes, choice, prove, tell
     from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
+    from repquant.graph.devices import full_precision
     from repquant.report.record import Record, headline, write_record
+    from repquant.train.distributed import open_device
 
     calibrators = CALIBRATOR_NAMES.split(options.calibrator)
     target = open_target(options)
     runtimes = proving_runtimes(options.runtimes, target)
     method = open_method(options, target)
     output = output_folder(options)
+    device = open_device(options.device)
     checkpoints = {}
     if method.rounding == "learned" and options.rounding_images > 0:
         # Beside the output folder, which appears only at the end: what has been learned survives an interruption.
         checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
 
-    with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
-        graph = load_graph(options, options.image_size)
+    with full_precision(device), new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
+        graph = load_graph(options, options.image_size, device)
         evaluation = open_loader(options, "val", options.num_classes)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
 

@@ -63,10 +63,15 @@ class Options(ProofOptions, Settings, RunOptions):
 def run(options: Options) -> None:
     """Run the verb."""
     with stoppable():
+        from repquant.graph.devices import full_precision
         from repquant.train.distributed import started_by_torchrun
 
         # The main process calibrates for all.
-        with started_by_torchrun(options.device, patience_hours=12) as (ranks, device), ExitStack() as until_the_end:
+        with (
+            started_by_torchrun(options.device, patience_hours=12) as (ranks, device),
+            full_precision(device),
+            ExitStack() as until_the_end,
+        ):
             _qat(options, ranks, device, until_the_end)
 
 

@@ -15,6 +15,7 @@ from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
+    DeviceOptions,
     FolderOptions,
     NetworkOptions,
     ProofOptions,
@@ -35,7 +36,9 @@ EXAMPLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(FolderOptions, ProofOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions):
+class Options(
+    FolderOptions, DeviceOptions, ProofOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions
+):
     """Options of `repquant quantize`."""
 
     max_drop: float = option("points of top-1 that may be lost, as estimated on held-back images", 0.1, Numbers(0, 100))
@@ -75,16 +78,19 @@ def run(options: Options) -> None:
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import chance_notes, choice, prove, tell
     from repquant.cli.quantizing import ImagesOf
+    from repquant.graph.devices import full_precision
     from repquant.report.record import AttemptRecord, Record, headline, write_record
     from repquant.report.tables import trail_table
     from repquant.search import search
+    from repquant.train.distributed import open_device
 
     target, kept = open_target(options), kept_names(options)
     runtimes = proving_runtimes(options.runtimes, target)
     output = output_folder(options)
+    device = open_device(options.device)
 
-    with new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
-        graph = load_graph(options, options.image_size)
+    with full_precision(device), new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
+        graph = load_graph(options, options.image_size, device)
         options = _shared_out(options)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)

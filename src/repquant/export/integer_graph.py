@@ -5,7 +5,6 @@ not a float copy that a runtime would have to round again. Where a target wants 
 of these integers and round to them.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,7 @@ from repquant.simulation.layers import (
 from repquant.targets.target import Target
 
 
-def integer_graph(model: nn.Module, target: Target) -> nn.Module:
+def integer_graph(model: fx.GraphModule, target: Target) -> fx.GraphModule:
     """Return a copy of a quantized model whose modules emit QuantizeLinear and DequantizeLinear when exported.
 
     The copy is for `torch.onnx.export` alone: its operators are symbolic and can't be run. It maps float32 to float32;
@@ -46,9 +45,8 @@ def integer_graph(model: nn.Module, target: Target) -> nn.Module:
             memo[id(module)] = make(module, memo[id(module.input)], target)
         elif isinstance(module, QuantizedMatmul):
             memo[id(module)] = _IntegerMatmul(module)
-    graph = copy_graph(model, memo) if isinstance(model, fx.GraphModule) else copy.deepcopy(model, memo)
+    graph = copy_graph(model, memo)
     if target.weight.scale_type == "float16":
-        assert isinstance(graph, fx.GraphModule)
         _compute_in_half(graph.half())
     return graph
 

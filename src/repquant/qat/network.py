@@ -69,7 +69,7 @@ def make_trainable(
     }
     network = copy_graph(graph, {id(graph.get_submodule(name)): layer for name, layer in layers.items()})
     _round_operands(network, plan, quantizers)
-    return relu_in_place(network)
+    return relu_in_place(network.to(device_of(graph)))  # scales come from ranges, which are numbers
 
 
 @torch.no_grad()

@@ -101,10 +101,9 @@ class QuantizedLayer(nn.Module):
         factors are no integers; in float64 every order gives the integer, up to 2^53.
         """
         wide = copy.copy(self)
-        wide._parameters = {
-            name: None if x is None else nn.Parameter(x.double(), requires_grad=False)
-            for name, x in self._parameters.items()
-        }
+        parameters = dict(self.named_parameters(recurse=False))
+        wide._parameters = {name: nn.Parameter(x.double(), requires_grad=False) for name, x in parameters.items()}
+        wide._parameters.setdefault("bias", None)
         accumulator: Tensor = super(QuantizedLayer, wide).forward(steps.double())
         return accumulator.float()
 
