@@ -311,7 +311,7 @@ class TestDamagedFiles:
         [
             (
                 {},
-                "hold no tensors; expected a dictionary of tensors, bare or under 'state_dict_ema', 'model_ema', 'state",
+                "hold no tensors; expected a dictionary of tensors, bare or under 'state_dict_ema', 'mod",
             ),
             ({"state_dict": {}}, "hold no tensors"),
             ([torch.ones(2)], "hold a list; expected a dictionary"),
