@@ -67,7 +67,7 @@ def assert_refused(result, tmp_path, *words):
     [
         ({"data": "missing"}, ["missing", "does not exist"]),
         ({"num_classes": 3}, ["do not fit RepVGG-tiny with 3 classes", "pass --arch RepVGG-tiny --num-classes 2"]),
-        ({"num_classes": 0}, ["--num-classes 0 was given; allowed is from 1 to 1,000,000"]),
+        ({"num_classes": -1}, ["--num-classes -1 was given; allowed is from 0 to 1,000,000"]),
         ({"arch": "RepVGG-A0"}, ["do not fit RepVGG-A0", "RepVGG-tiny"]),
         ({"arch": "RepVGG-A9"}, ["unknown architecture", "did you mean RepVGG-A"]),
         ({"weights": "missing.pth"}, ["missing.pth", "does not exist"]),

@@ -34,7 +34,7 @@ def test_a_gpu_that_is_not_there(evaluate, weights):
     [
         ((), "which model? Pass --weights for a checkpoint, --model for a file"),
         (("--runtimes", "pytorch"), "the runtime pytorch runs a checkpoint; pass --weights"),
-        (("--model", "cut.onnx", "--mean", "1,2"), "--mean 1,2 was given; expected three numbers"),
+        (("--runtimes", "pytorch", "--mean", "1,2"), "--mean 1,2 was given; expected three numbers"),
         (("--runtimes", "openvino"), "the runtime openvino runs a file; pass --model"),
         (("--runtimes", "onnxruntime", "--model", "missing.onnx"), "model file missing.onnx does not exist"),
         (("--model", "cut.onnx"), "cut.onnx is no ONNX file"),

@@ -159,7 +159,7 @@ def test_what_a_checkpoint_is_of_is_read_off_it(weights, capsys):
     given = ModelOptions(weights=str(weights))
     assert identified(given) == ModelOptions(arch="RepVGG-tiny", num_classes=2, weights=str(weights))
     assert "RepVGG-tiny with 2 classes" in capsys.readouterr().err
-    of_three = ModelOptions(weights=str(weights), num_classes=3)
-    assert (identified(of_three).arch, identified(of_three).num_classes) == ("RepVGG-tiny", 3)
+    of_three = identified(ModelOptions(weights=str(weights), num_classes=3))
+    assert (of_three.arch, of_three.num_classes) == ("RepVGG-tiny", 3), "the file is then refused by name"
     own = NetworkOptions(model="mine.py:network", weights=str(weights))
     assert identified(own) is own

@@ -309,7 +309,10 @@ class TestDamagedFiles:
     @pytest.mark.parametrize(
         ("content", "reason"),
         [
-            ({}, "hold no tensors; expected a dictionary of tensors, bare or under 'state_dict' or 'model'"),
+            (
+                {},
+                "hold no tensors; expected a dictionary of tensors, bare or under 'state_dict_ema', 'mod",
+            ),
             ({"state_dict": {}}, "hold no tensors"),
             ([torch.ones(2)], "hold a list; expected a dictionary"),
             (torch.ones(2), "hold a Tensor"),

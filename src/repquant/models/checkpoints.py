@@ -181,7 +181,7 @@ def _unwrap(content: Any) -> Any:
 
 
 def _plain_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    expected = f"expected a dictionary of tensors, bare or under {' or '.join(map(repr, _WRAPPERS))}"
+    expected = f"expected a dictionary of tensors, bare or under {', '.join(map(repr, _WRAPPERS))}"
     if not isinstance(content, Mapping):
         raise InputError(f"weights {path} hold a {type(content).__name__}; {expected}")
     tensors = {}

@@ -49,13 +49,17 @@ def closest_architecture(found: Mapping[str, Tensor], dialect: str) -> ClosestAr
     head = found.get(f"{get_dialect(dialect).head}.weight")
     num_classes = head.shape[0] if head is not None and head.ndim == 2 else None
     form = detect_form(found, dialect)
+    specs = _same_stem(found, dialect, form) or list(ARCHITECTURES.values())
+    likely = [spec for spec in specs if head is not None and head.shape[1:] == (spec.features,)]
     candidates = []
-    for spec in _same_stem(found, dialect, form) or ARCHITECTURES.values():
+    for spec in [*likely, *(spec for spec in specs if spec not in likely)]:
         with torch.device("meta"):
             expected = to_dialect(build(spec, num_classes or 1, form).state_dict(), dialect)
         total = len(expected.keys() | found.keys())
         fitting = total - len(differences(found, expected))
         candidates.append(ClosestArchitecture(spec.name, num_classes, fitting, total))
+        if fitting == total:
+            break  # to build all takes seconds
     return max(candidates, key=lambda candidate: candidate.fitting / candidate.total)
 
 
