@@ -111,6 +111,8 @@ def assert_refused(result, tmp_path, *words):
         ({"target": "tflite"}, ["--target tflite", "tensorrt, onnxruntime, openvino"]),
         ({"calibrator": "median"}, ["median", "max, percentile, mse, entropy"]),
         ({"runtimes": "caffe"}, ["caffe", "onnxruntime"]),
+        ({"runtimes": "litert", "target": "tensorrt"}, ["runtime litert", "target tensorrt keeps sums in 32 bits"]),
+        ({"runtimes": "tensorrt", "target": "litert"}, ["tensorrt"]),
         ({"vnni": "maybe"}, ["--vnni maybe", "auto, yes, no"]),
         ({"keep_float": "stages.9"}, ["no layer is named 'stages.9'"]),
         ({"image_size": "large"}, ["large"]),

@@ -14,6 +14,7 @@ from repquant.export.litert.flat_file import Quantization
 from repquant.export.litert.windows import is_same
 from repquant.graph.capture import capture
 from repquant.methods.ptq import PtqMethod
+from repquant.numerics.affine import quantize as to_grid
 from repquant.quantize import quantize
 from repquant.simulation.network import quantized_layers
 from repquant.targets.litert_file import load_schema, read_litert
@@ -38,7 +39,7 @@ class Network(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.stem(x))
-        x = torch.relu(x + self.depthwise(x))
+        x = x + torch.relu(self.depthwise(x))
         x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
         return self.head(nn.functional.relu6(self.grouped(x)).mean((2, 3)))
 
@@ -102,8 +103,8 @@ def test_a_layer_and_its_activation_are_one_operator(graph):
     activations = load_schema().ActivationFunctionType
     assert [graph.operators[place].options.fusedActivationFunction for place in (2, 3, 4)] == [
         activations.RELU,
-        activations.NONE,
         activations.RELU,
+        activations.NONE,
     ]
     in_float = {operator.kind for operator in graph.operators if graph.reads(operator)[0].dtype == "float32"}
     assert in_float == {"QUANTIZE", "LOGISTIC", "FULLY_CONNECTED"}
@@ -112,7 +113,7 @@ def test_a_layer_and_its_activation_are_one_operator(graph):
 def test_what_a_runtime_reads_lies_aligned(path, graph):
     content = path.read_bytes()
     for tensor in graph.tensors:
-        if tensor.constant is not None and tensor.constant.nbytes > 16:
+        if tensor.constant is not None and tensor.constant.nbytes > 16 and tensor.constant.any():
             assert content.find(tensor.constant.tobytes()) % 16 == 0, tensor.name
 
 
@@ -120,7 +121,7 @@ def test_a_fixed_batch(int8, images, expected, tmp_path):
     runtime = LitertRuntime(int8.save(tmp_path / "two.tflite", batch=2), threads=1)
     assert runtime.inputs == {"x": (2, 3, 16, 24)}
     np.testing.assert_allclose(runtime(images[:2].numpy()), expected[:2], rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match=r"2, 3, 16, 24|\(2"):
+    with pytest.raises(InputError, match=r"takes batches of exactly 2 images, and one has 3"):
         runtime(images[:3].numpy())
     with pytest.raises(InputError, match="batch 0 was given; allowed are 1 or more, and None"):
         int8.save(tmp_path / "none.tflite", batch=0)
@@ -131,9 +132,8 @@ def test_integers_come_in_on_the_grid_of_the_file(int8, images, expected, tmp_pa
     runtime = LitertRuntime(int8.save(tmp_path / f"{kind}.tflite", input_type=kind), threads=1)
     np.testing.assert_allclose(runtime(images.numpy()), expected, rtol=0, atol=1e-5)
     grid, shift = int8.plan.input_grid("stem"), 128 if kind == "uint8" else 0
-    stored = torch.quantize_per_tensor(images, float(grid.scale), int(grid.zero_point), torch.qint8).int_repr()
     assert runtime._inputs[0]["quantization"] == (pytest.approx(float(grid.scale)), int(grid.zero_point) + shift)
-    given = (stored.numpy().astype(np.int16) + shift).astype(kind)
+    given = (to_grid(images, grid).numpy() + shift).astype(kind)
     np.testing.assert_allclose(runtime.run({"x": given})["output"], expected, rtol=0, atol=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_ends_that_hold_no_floats_are_named(tmp_path):
 
     with pytest.raises(InputError, match=r"argmax.*it gives no floats; write it with other operators, or leave"):
         export_file(capture(Classes(), torch.zeros(2, 3)), tmp_path / "x.tflite")
-    with pytest.raises(InputError, match=r"input input holds torch.int64; a \.tflite file is written for inputs of fl"):
+    with pytest.raises(InputError, match=r"holds torch\.int64; a \.tflite file is written for inputs of floats"):
         export_file(capture(nn.Embedding(4, 3), torch.zeros(2, 3, dtype=torch.int64)), tmp_path / "x.tflite")
 
 

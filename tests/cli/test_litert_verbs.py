@@ -1,0 +1,45 @@
+"""The verbs with files for LiteRT."""
+
+import json
+
+import pytest
+
+pytest.importorskip("ai_edge_litert", reason="pip install 'repquant[litert]'")
+
+
+def test_ptq_proves_the_files_of_each_runtime(repquant, headline, weights, photographs, small_options, tmp_path):
+    status, out, err = repquant(
+        "ptq", "--weights", weights, "--data", photographs, *small_options, "--calibration-images", "16",
+        "--calibrator", "mse", "--target", "litert", "--runtimes", "litert,onnxruntime", "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "float.onnx", "mse.onnx", "mse.tflite", "result.json",
+    }  # fmt: skip
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["results"]
+    assert [(row["runtime"], row["model"].rpartition("/")[2]) for row in rows] == [
+        ("litert", "mse.tflite"),
+        ("onnxruntime", "mse.onnx"),
+    ]
+    assert [row["parity"] for row in rows] == [100.0, 100.0]
+
+    file = tmp_path / "run" / "mse.tflite"
+    status, out, err = repquant("check", file, "--target", "litert")
+    assert (status, headline(out)["counts"]) == (0, {"runs in float": 1}), err
+    status, out, err = repquant(
+        "evaluate", "--runtimes", "litert", "--model", file, "--data", photographs, *small_options[2:]
+    )
+    assert status == 0, err
+    assert headline(out)["results"][0]["images"] == 16
+
+
+def test_export_writes_what_the_suffix_says(repquant, headline, weights, photographs, small_options, tmp_path):
+    float_file = tmp_path / "float.tflite"
+    status, out, err = repquant("export", "--weights", weights, *small_options, "--output", float_file)
+    assert status == 0, err
+    assert headline(out)["file_bytes"] == float_file.stat().st_size
+    int8 = ("--calibrator", "max", "--data", photographs, "--calibration-images", "4", "--target", "tensorrt")
+    status, _, err = repquant("export", "--weights", weights, *small_options, "--output", tmp_path / "x.tflite", *int8)
+    assert status == 2
+    assert ".tflite was given; files for target tensorrt end in .onnx; it keeps sums in 32 bits" in err
+    assert not (tmp_path / "x.tflite").exists()
