@@ -146,6 +146,9 @@ def test_unreadable_images_are_skipped_on_request(damaged, workers):
         assert list(loader.skipped) == ["cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"]
     assert loader.images == 7
     assert "truncated" in loader.skipped["dog/0.png"]
+    first, last = loader.examples((0, 2))
+    assert (first.name, first.label, last.name) == ("cat/0.png", "cat", damaged.name(3))
+    assert torch.equal(last.pixels, TRANSFORM(damaged.image(3)))
 
 
 def test_when_no_image_can_be_read(damaged):

@@ -7,6 +7,7 @@ import torch
 from repquant.data.loading import Batch
 from repquant.errors import InputError
 from repquant.evaluate import stream
+from repquant.evaluate.disagreement import Keeper, largest_disagreements
 from repquant.evaluate.predictions import OutputDifference, Predictions
 from repquant.evaluate.stream import Evaluation, evaluate
 
@@ -172,3 +173,31 @@ def test_pair_of_different_class_counts(tables):
     runtimes = {"f": LookUp(tables["f"]), "q": LookUp(tables["q"][:, :3])}
     with pytest.raises(ValueError, match=r"q returns \(3,\) for an image and f \(7,\)"):
         evaluate(runtimes, batches(4, 4), compare=[("q", "f")])
+
+
+@pytest.mark.parametrize(("batch_size", "chunk_images"), [(4, 8), (1, 3), (23, 100)])
+def test_the_images_of_the_largest_disagreements_are_kept_while_they_pass(tables, labels, batch_size, chunk_images):
+    keeper = Keeper(("q", "f"), 5)
+    result = evaluate(
+        {name: LookUp(table) for name, table in tables.items()},
+        batches(23, batch_size, labels),
+        compare=[("q", "f")],
+        chunk_images=chunk_images,
+        on_chunk=keeper.see,
+    )
+    found = largest_disagreements(result, "q", "f", 5)
+    assert {place: label for place, (_, label) in keeper.images.items()} == {
+        each.position: labels[each.position] for each in found
+    }
+    assert all(image.unique().tolist() == [place] for place, (image, _) in keeper.images.items())
+
+
+def test_two_answers_come_before_a_larger_divergence():
+    float_logits = np.array([[5.0, 0.0], [0.1, 0.0], [0.0, 0.2], [3.0, 0.0]])
+    other = np.array([[1.0, 0.0], [0.0, 0.1], [0.3, 0.0], [3.0, 0.0]])
+    result = evaluate({"f": LookUp(float_logits), "q": LookUp(other)}, batches(4, 2), compare=[("q", "f")])
+    found = largest_disagreements(result, "q", "f", 3)
+    assert [each.position for each in found] == [2, 1, 0]
+    assert (found[0].float_class, found[0].quantized_class) == (1, 0)
+    assert found[0].float_probability == pytest.approx(1 / (1 + np.exp(-0.2)))
+    assert found[2].quantized_probability == pytest.approx(1 / (1 + np.exp(-1)))

@@ -37,5 +37,5 @@ def visible_pixels(image: Tensor) -> Tensor | None:
     if image.dim() != 3 or image.shape[0] not in (1, 3) or not image.is_floating_point():
         return None
     low, high = image.amin(), image.amax()
-    levels = (image - low) * (255 / (high - low).clamp_min(torch.finfo(image.dtype).tiny))
-    return levels.round().to(torch.uint8).expand(3, -1, -1)
+    shares = (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
+    return (255 * shares).round().to(torch.uint8).expand(3, -1, -1)

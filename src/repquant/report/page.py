@@ -69,44 +69,6 @@ def html(runs: Sequence[Run]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """A run as the templates read it.
-
-    Attributes:
-        run: what was measured.
-        key: names its parts within the page.
-        verdict: what a reader wants to know first.
-        rows: of the table, with the drawing of their interval.
-        layers: what was found of them, None without an analysis.
-        parity: model -> its rows that were compared with the simulation.
-        images: model -> pictures on which it disagrees with float, the model of the verdict first.
-        calibration: name -> address of its picture, where there is one.
-        pictured: whether there is any picture.
-    """
-
-    run: Run
-    key: str
-    verdict: Verdict
-    rows: tuple[tuple[Row, Interval | None], ...]
-    layers: "Layers | None"
-    parity: Mapping[str, Sequence[Row]]
-    images: Mapping[str, Sequence[tuple[DisagreementRecord, str | None]]]
-    calibration: Mapping[str, str | None]
-
-    @property
-    def facts(self) -> Mapping[str, str]:
-        """The environment as a list of names and values."""
-        source = self.run.source
-        if source is None:
-            return {}
-        facts = dict(source.environment)
-        packages = facts.pop("packages", None)
-        if isinstance(packages, dict):
-            facts |= packages
-        return {str(name): text for name, value in facts.items() if (text := _text(value)) != _NONE}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Layers:
     """Where quantization loses.
 
@@ -127,6 +89,44 @@ class Layers:
     shares: Sequence[float]
     diagonal: tuple[str, GridChart] | None
     worst: Sequence[tuple[str, Sequence[GridChart]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A run as the templates read it.
+
+    Attributes:
+        run: what was measured.
+        key: names its parts within the page.
+        verdict: what a reader wants to know first.
+        rows: of the table, with the drawing of their interval.
+        layers: what was found of them, None without an analysis.
+        parity: model -> its rows that were compared with the simulation.
+        images: model -> pictures on which it disagrees with float, the model of the verdict first.
+        calibration: name -> address of its picture, where there is one.
+        pictured: whether there is any picture.
+    """
+
+    run: Run
+    key: str
+    verdict: Verdict
+    rows: tuple[tuple[Row, Interval | None], ...]
+    layers: Layers | None
+    parity: Mapping[str, Sequence[Row]]
+    images: Mapping[str, Sequence[tuple[DisagreementRecord, str | None]]]
+    calibration: Mapping[str, str | None]
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """The environment as a list of names and values."""
+        source = self.run.source
+        if source is None:
+            return {}
+        facts = dict(source.environment)
+        packages = facts.pop("packages", None)
+        if isinstance(packages, dict):
+            facts |= packages
+        return {str(name): text for name, value in facts.items() if (text := _text(value)) != _NONE}
 
 
 def number(value: float | None, digits: int = 2, factor: float = 1.0) -> str:
