@@ -38,7 +38,8 @@ def trace_to_onnx(model: nn.Module, example: tuple[Tensor, ...], *, dynamic_batc
     batch = torch.export.Dim("batch")
     shapes = tuple({0: batch} for _ in example) if dynamic_batch else None
     with _quiet():
-        with _config.patch(backed_size_oblivious=True):  # as torch.onnx.export does: no size is taken for 0 or 1
+        # As torch.onnx.export does: no size is taken for 0 or 1.
+        with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
         program.__class__ = _Functional
         _replace_operators(program.graph)
@@ -65,7 +66,8 @@ class _Functional(ExportedProgram):
         called = {node.target for node in self.graph.nodes if node.op == "call_function"}
         if decomp_table is not None and called.isdisjoint(decomp_table):
             return self
-        return super().run_decompositions(decomp_table, **options)
+        replaced: ExportedProgram = super().run_decompositions(decomp_table, **options)
+        return replaced
 
 
 def _replace_operators(graph: fx.Graph) -> None:
