@@ -10,7 +10,6 @@ from repquant.cli.inputs import (
     open_calibration,
     open_method,
     open_target,
-    proving_runtimes,
     saturation_notes,
     training_loader,
 )
@@ -22,6 +21,7 @@ from repquant.cli.options import (
     NetworkOptions,
     TargetOptions,
 )
+from repquant.cli.proof import proving_runtimes
 from repquant.data.datasets import ImageFolder, open_split
 from repquant.errors import InputError
 from repquant.runtimes import available, cpu

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 from repquant.cli.console import say
 from repquant.cli.flags import flag_of
 from repquant.cli.options import (
-    AUTO,
-    RUNTIME_NAMES,
     CalibrationOptions,
     DataOptions,
     ImageOptions,
@@ -282,38 +280,6 @@ def held_back_loader(options: CalibrationOptions, images: DataOptions, count: in
         )
     chosen = draw(source, options.calibration_images + count, options.seed)[options.calibration_images :]
     return Loader(source, transform(images), images.batch_size, images.workers, images.skip_unreadable, chosen)
-
-
-def proving_runtimes(names: str, target: Target) -> tuple[str, ...]:
-    """Return the runtimes that `--runtimes` names for a target.
-
-    `auto` stands for the simulation and those of the usual ones that are installed; it is said which are not. `all`
-    stands for those that are installed and fit.
-
-    Raises:
-        InputError: a runtime that is not known, not installed or can't execute what is made for the target, such as
-            activations of fewer than 8 bits.
-    """
-    from repquant.runtimes.available import ENGINES, default_runtimes, fits, installed, require, require_fit
-
-    fitting = tuple(name for name in installed() if fits(name, target.name))
-    if names.strip() == AUTO:
-        usual = ("pytorch", *default_runtimes(target.name))
-        if missing := [name for name in usual if name not in fitting]:
-            packages = " ".join(f"'{ENGINES[name].package}'" for name in missing)
-            say(f"not installed, and left out: {', '.join(missing)} (pip install {packages})")
-        runtimes = tuple(name for name in usual if name in fitting)
-    else:
-        runtimes = RUNTIME_NAMES.split(names, fitting)
-    for name in runtimes:
-        require(name)
-    require_fit(runtimes, target.name)
-    if target.activation.bits < 8 and (others := [name for name in runtimes if name != "pytorch"]):
-        raise InputError(
-            f"activations of {target.activation.bits} bits can only be simulated, but {', '.join(others)} was asked "
-            "for; pass --runtimes pytorch"
-        )
-    return runtimes
 
 
 def open_method(options: MethodOptions, target: Target) -> PtqMethod:

@@ -11,6 +11,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import progress, say, show
+from repquant.cli.options import AUTO, RUNTIME_NAMES
+from repquant.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +92,38 @@ def chance_notes(record: Record, classes: Sequence[str] | None) -> tuple[str, ..
     top1 = None if record.float_row is None else record.float_row.top1
     warning = "" if top1 is None else hardly_better_than_chance(top1, classes)
     return (warning,) if warning else ()
+
+
+def proving_runtimes(names: str, target: Target) -> tuple[str, ...]:
+    """Return the runtimes that `--runtimes` names for a target.
+
+    `auto` stands for the simulation and those of the usual ones that are installed; it is said which are not. `all`
+    stands for those that are installed and fit.
+
+    Raises:
+        InputError: a runtime that is not known, not installed or can't execute what is made for the target, such as
+            activations of fewer than 8 bits.
+    """
+    from repquant.runtimes.available import ENGINES, default_runtimes, fits, installed, require, require_fit
+
+    fitting = tuple(name for name in installed() if fits(name, target.name))
+    if names.strip() == AUTO:
+        usual = ("pytorch", *default_runtimes(target.name))
+        if missing := [name for name in usual if name not in fitting]:
+            packages = " ".join(f"'{ENGINES[name].package}'" for name in missing)
+            say(f"not installed, and left out: {', '.join(missing)} (pip install {packages})")
+        runtimes = tuple(name for name in usual if name in fitting)
+    else:
+        runtimes = RUNTIME_NAMES.split(names, fitting)
+    for name in runtimes:
+        require(name)
+    require_fit(runtimes, target.name)
+    if target.activation.bits < 8 and (others := [name for name in runtimes if name != "pytorch"]):
+        raise InputError(
+            f"activations of {target.activation.bits} bits can only be simulated, but {', '.join(others)} was asked "
+            "for; pass --runtimes pytorch"
+        )
+    return runtimes
 
 
 def prove(

@@ -89,13 +89,12 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
         open_calibration,
         open_loader,
         open_target,
-        proving_runtimes,
         saturation_notes,
         skipped_images,
         weights_path,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import prove, tell
+    from repquant.cli.proof import prove, proving_runtimes, tell
     from repquant.cli.training import begin, open_images, train
     from repquant.graph.interface import with_example
     from repquant.models.checkpoints import save_model

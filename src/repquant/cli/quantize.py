@@ -71,12 +71,11 @@ def run(options: Options) -> None:
         open_calibration,
         open_loader,
         open_target,
-        proving_runtimes,
         saturation_notes,
         skipped_images,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import chance_notes, choice, prove, tell
+    from repquant.cli.proof import chance_notes, choice, prove, proving_runtimes, tell
     from repquant.cli.quantizing import ImagesOf
     from repquant.graph.devices import full_precision
     from repquant.report.record import AttemptRecord, Record, headline, write_record
