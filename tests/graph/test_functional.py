@@ -1,5 +1,6 @@
 """What is made functional without a second trace is what that trace gives; what can't be goes to the trace."""
 
+import warnings
 from collections import Counter
 
 import pytest
@@ -26,7 +27,7 @@ class Written(nn.Module):
         y = F.hardswish(self.bn(self.conv(x)), inplace=True)
         y += x
         y = F.relu(y, inplace=True)
-        y = F.relu6(y, inplace=True) + self.drop(x).transpose(2, 3)
+        y = F.hardtanh(y, 0, 6, inplace=True) + self.drop(x).transpose(2, 3)
         return y.flatten(1).unflatten(1, (4, 36)).view(-1, 4, 36)
 
 
@@ -36,10 +37,8 @@ class Graph(nn.Module):
         self.forward = forward
 
 
-def read_afterwards(x):
-    y = torch.exp(x)
-    kept = y + 0
-    return F.relu(y, inplace=True) + kept + y
+def composite(x):
+    return F.relu6(torch.exp(x), inplace=True)
 
 
 def read_by_a_view(x):
@@ -95,14 +94,17 @@ def test_the_operators_are_those_of_another_trace_and_compute_the_same():
     with torch.no_grad():
         x = torch.randn(5, 4, 6, 6)
         torch.testing.assert_close(torch.fx.GraphModule(exported, graph)(x), module(x), rtol=0, atol=0)
-    assert operators(graph) == operators(program.run_decompositions({}).module(check_guards=False).graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 traces by a class that it has deprecated itself
+        traced = program.run_decompositions({}).module(check_guards=False).graph
+    assert operators(graph) == operators(traced)
     assert not any(node.target._schema.is_mutable for node in graph.nodes if hasattr(node.target, "_schema"))
 
 
 @pytest.mark.parametrize(
     "forward",
     [
-        read_afterwards,
+        composite,
         read_by_a_view,
         through_dropout,
         on_a_view,

@@ -147,7 +147,7 @@ def _makes_a_tensor(target: Any) -> bool:
 
 def _twin(node: fx.Node) -> Any:
     """Return the operator that gives what one in place writes; None if there is none of the same arguments."""
-    if not _is_aten(node.target):
+    if not _is_aten(node.target) or _is_composite(node.target):
         return None
     target: Any = node.target
     name = target.overloadpacket.__name__
