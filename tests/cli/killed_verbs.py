@@ -32,10 +32,11 @@ from repquant.train.checkpoint import Checkpoint
 SMALL = ("--arch", "RepVGG-tiny", "--num-classes", "2", "--image-size", "32", "--crop-ratio", "1.0")
 QUANTIZE = ("--target", "onnxruntime", "--vnni", "no", "--runtimes", "pytorch", "--calibration-images", "8")
 RESUMED = ("--batch-size", "8", "--epochs", "3", "--checkpoint-steps", "1", "--resume")
+QUICK = ("--equalization", "none", "--rounding", "nearest", "--rounding-images", "8")
 COMMANDS = {
-    "ptq": (*QUANTIZE, "--rounding-images", "8", "--calibrator", "max", "--overwrite"),
+    "ptq": (*QUANTIZE, *QUICK, "--calibrator", "max", "--overwrite"),
     "quantize": (*QUANTIZE, "--rounding-images", "8", "--held-back-images", "8", "--max-drop", "100", "--overwrite"),
-    "qat": (*QUANTIZE, "--rounding-images", "8", *RESUMED),
+    "qat": (*QUANTIZE, *QUICK, *RESUMED),
     "train": RESUMED,
 }
 
