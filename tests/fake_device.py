@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,10 +47,19 @@ class _Device(TorchDispatchMode):
         return _run(function, args, kwargs or {})
 
 
+class _Functions(TorchFunctionMode):
+    """`torch.as_tensor` makes a plain tensor of a subclass, without values."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.as_tensor and isinstance(args[0], _Elsewhere):
+            return args[0].to(**kwargs) if kwargs else args[0]
+        return function(*args, **kwargs or {})
+
+
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Give the device, for the time of the block."""
-    with _Device():
+    with _Device(), _Functions():
         yield DEVICE
 
 
@@ -73,6 +83,7 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not lands_there:
         return result
     owners = {id(tensor.held): tensor for tensor in there}  # what an operator writes to is what it returns
-    return pytree.tree_map_only(
-        Tensor, lambda tensor: owners[id(tensor)] if id(tensor) in owners else _Elsewhere(tensor), result
-    )
+    with torch.inference_mode(mode=False):  # else torch could not share what it makes of a parameter
+        return pytree.tree_map_only(
+            Tensor, lambda tensor: owners[id(tensor)] if id(tensor) in owners else _Elsewhere(tensor), result
+        )
