@@ -40,7 +40,7 @@ def reach(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading._AheadLoader, "__iter__", stop)
-    monkeypatch.setattr("repquant.export.onnx.export_graph", stop)
+    monkeypatch.setattr("repquant.export.files.export_file", stop)
     monkeypatch.setattr(convert, "_difference", stop)
     monkeypatch.setattr(main, "build_parser", functools.cache(main.build_parser))  # takes most of the time
     os.mkfifo("pipe")
