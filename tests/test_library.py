@@ -157,7 +157,7 @@ def test_a_file_that_is_not_there():
 
 
 def test_another_suffix_is_refused(int8, tmp_path):
-    with pytest.raises(InputError, match=r"takes files that end in \.onnx"):
+    with pytest.raises(InputError, match=r"\.engine was given; files for target onnxruntime end in \.onnx or \.tflite"):
         int8.save(tmp_path / "model.engine")
 
 

@@ -61,7 +61,7 @@ def reach(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading._AheadLoader, "__iter__", stop)
-    monkeypatch.setattr("repquant.export.onnx.export_graph", stop)
+    monkeypatch.setattr("repquant.export.files.export_file", stop)
     monkeypatch.setattr("repquant.runtimes.tensorrt_build.build_engine", stop)
     monkeypatch.setattr(convert, "_difference", stop)
     for place in PLACES:

@@ -93,7 +93,7 @@ def test_bad_input(repquant, tmp_path, monkeypatch, arguments, message):
 def test_a_file_of_ours_that_its_target_refuses_is_an_error_of_ours(
     repquant, weights, photographs, small_options, tmp_path, monkeypatch
 ):
-    from repquant.export import onnx as writer
+    from repquant.export import files as writer
 
     write = writer.export_graph
 
