@@ -339,7 +339,8 @@ def _pools(graph: OnnxGraph) -> Iterator[Finding]:
 
 
 def _is_quantized_behind(graph: OnnxGraph, node: NodeProto) -> bool:
-    readers, seen = list(graph.readers[node.output[0]]), set()
+    readers = list(graph.readers[node.output[0]])
+    seen: set[str] = set()
     while readers and all(reader.op_type in _MOVING for reader in readers):
         names = {reader.output[0] for reader in readers} - seen  # one may read a tensor twice, or lead back to it
         seen |= names
