@@ -154,7 +154,10 @@ def test_figures_of_the_page_are_those_of_the_record(run):
     assert [row[1] for row in bins[1:]] == ["3,000", "900", "20", "4", "0", "1", "0", "0", "0"]
     assert [row[0] for row in bins[1:4]] == ["equal", "up to 0.01", "up to 0.03"]
     latency = next(table for table in page.tables if "median ms" in table[0])
-    assert latency[1:] == [["entropy, onnxruntime", "4.250", "85.55"], ["float, onnxruntime", "8.500", "85.55"]]
+    assert latency[1:] == [
+        ["1", "entropy, onnxruntime", "4.250", "85.55"],
+        ["2", "float, onnxruntime", "8.500", "85.55"],
+    ]
     text = page.text()
     assert "float church 61 % INT8 tench 55 %" in text
     assert "KL 1.250, another answer" in text

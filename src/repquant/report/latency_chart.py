@@ -9,10 +9,8 @@ from repquant.report.run import Run
 from repquant.report.scales import Scale
 
 _WIDTH, _HEIGHT = 760.0, 420.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 70.0, 600.0, 40.0, 360.0  # names stand to the right of their points
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70.0, 740.0, 40.0, 360.0
 _MARGIN = 0.08  # of the range, around the points
-_LINE = 14.0  # between two names that would cover each other
-_LETTER = 4.0  # from the middle of a name to its ground
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,6 @@ class LatencyPoint:
         ms: median latency.
         value: on the other axis.
         x, y: its place.
-        label_y: where its name stands.
         is_float: whether it is a float model.
     """
 
@@ -41,7 +38,6 @@ class LatencyPoint:
     value: float
     x: float
     y: float
-    label_y: float
     is_float: bool
 
 
@@ -119,19 +115,8 @@ def _around(values: Sequence[float]) -> Scale:
 
 
 def _points(drawn: Sequence[tuple[_Measured, float]], x: Scale, y: Scale) -> tuple[LatencyPoint, ...]:
-    points: list[LatencyPoint] = []
-    lowest = -_LINE
-    for each, value in sorted(drawn, key=lambda pair: (-pair[1], pair[0].ms)):
-        lowest = max(y(value) + _LETTER, lowest + _LINE)
-        points.append(
-            LatencyPoint(
-                name=each.name,
-                ms=each.ms,
-                value=value,
-                x=x(each.ms),
-                y=y(value),
-                label_y=round(lowest, 2),
-                is_float=each.is_float,
-            )
-        )
+    points = [
+        LatencyPoint(name=each.name, ms=each.ms, value=value, x=x(each.ms), y=y(value), is_float=each.is_float)
+        for each, value in drawn
+    ]
     return tuple(sorted(points, key=lambda point: point.ms))
