@@ -260,7 +260,7 @@ def _worst(
 ) -> tuple[GridHistogram, ...]:
     """Return the histograms of the layers whose absence from the quantized network helps most."""
     ranked = sorted(zip(layers, points, strict=True), key=lambda pair: pair[0].all_but.harm)
-    found = []
+    found: list[GridHistogram] = []
     for layer, point in ranked:
         if point.integers is None or len(found) == _WORST:
             continue
