@@ -102,8 +102,8 @@ def identify(path: Path | str) -> tuple[str, int]:
     if found.fitting < found.total or found.num_classes is None:
         raise InputError(
             f"weights {path} are of no architecture of the zoo: the closest is {found.arch}, which fits "
-            f"{found.fitting} of {found.total} keys. Give --arch and --num-classes to see which keys differ, or "
-            "--model for a network of your own"
+            f"{found.fitting} of {found.total} keys. Give `arch` and `num_classes` to see which keys differ, or "
+            "`model` for a network of your own"
         )
     return found.arch, found.num_classes
 
