@@ -99,7 +99,7 @@ def test_a_proof_has_a_row_for_each_output_and_runtime(model, int8, batches, tmp
     assert proof.save(tmp_path / "proof.json").is_file()
     page = proof.to_html(tmp_path / "proof.html")
     assert (tmp_path / "proof.html").read_text() == page
-    assert page.count("data:image/png") == len(proof.record.disagreements) == 8
+    assert page.count("data:image/png;base64,") == len(proof.record.disagreements) == 8
 
 
 def test_a_metric_is_asked_of_every_network(model, int8, batches):
