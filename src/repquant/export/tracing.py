@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config
 from torch.onnx._internal.exporter import _core, _registration
@@ -42,11 +43,13 @@ def trace_to_onnx(model: nn.Module, example: tuple[Tensor, ...], *, dynamic_batc
         with _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
         program.__class__ = _Functional
+        assert isinstance(program, _Functional)
+        program.translations = _translations(opset)
         _replace_operators(program.graph)
         outputs = len(program.graph_signature.user_outputs)
         written = _core.export(
             program,
-            registry=_translations(opset),
+            registry=program.translations,
             opset_version=opset,
             input_names=[f"_input_{index}" for index in range(len(example))],
             output_names=[f"_output_{index}" for index in range(outputs)],
@@ -61,10 +64,17 @@ def trace_to_onnx(model: nn.Module, example: tuple[Tensor, ...], *, dynamic_batc
 class _Functional(ExportedProgram):
     """A program whose operators are functional: it is traced again only for operators that have to be replaced."""
 
+    translations: Any
+
     def run_decompositions(self, decomp_table: dict[Any, Any] | None = None, **options: Any) -> ExportedProgram:
-        """Replace the operators in a table; return the program itself where it has none of them."""
+        """Replace operators in a table or without a translation; return the program itself where it has none."""
         called = {node.target for node in self.graph.nodes if node.op == "call_function"}
-        if decomp_table is not None and called.isdisjoint(decomp_table):
+        unknown = {
+            each
+            for each in called
+            if isinstance(each, OpOverload) and each.namespace == "aten" and not self.translations.is_registered(each)
+        }
+        if decomp_table is not None and not unknown and called.isdisjoint(decomp_table):
             return self
         replaced: ExportedProgram = super().run_decompositions(decomp_table, **options)
         return replaced
