@@ -117,7 +117,6 @@ def test_a_finished_run_can_be_resumed(photographs, run, capsys):
         (("--num-classes", "1000"), "have 2 classes, the network 1000; pass --num-classes 2"),
         (("--arch", "RepVGG-A9"), "unknown architecture 'RepVGG-A9'"),
         (("--data", "nowhere"), "data folder nowhere does not exist"),
-        (("--device", "tpu"), "--device tpu was given; allowed is one of cpu, cuda"),
         (("--epochs", "0"), "--epochs 0 was given; allowed is from 1 to"),
         (("--keep", "0"), "--keep 0 was given; allowed is from 1 to"),
         (("--checkpoint-steps", "-1"), "--checkpoint-steps -1 was given"),
@@ -135,6 +134,13 @@ def test_a_finished_run_can_be_resumed(photographs, run, capsys):
 def test_bad_input_leaves_no_folder(photographs, tmp_path, capsys, change, message):
     assert train(photographs, tmp_path / "run", *change) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_none(photographs, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train(photographs, tmp_path / "run", "--device", "tpu")
+    assert "--device tpu was given; allowed is one of cpu, cuda" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

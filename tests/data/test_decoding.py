@@ -64,7 +64,7 @@ def check_unreadable(file, reason: str) -> None:
     assert isinstance(caught.value, InputError)
     message = str(caught.value)
     assert str(file) in message
-    assert "--skip-unreadable" in message
+    assert "skip_unreadable=True" in message
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "cut.png", "cut.bmp", "cut.webp", "cut.ppm", "cut.tif"])

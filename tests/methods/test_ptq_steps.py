@@ -124,5 +124,5 @@ def test_without_images_weights_go_to_the_nearest(mixed, images, plan):
 
 @pytest.mark.parametrize("field", ["equalization", "identity", "weight_ranges", "rounding"])
 def test_unknown_names_are_refused(field):
-    with pytest.raises(InputError, match="'best' was given; allowed are"):
+    with pytest.raises(InputError, match="best'` was given; allowed is one of"):
         PtqMethod(**{field: "best"})

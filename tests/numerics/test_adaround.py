@@ -305,7 +305,7 @@ def test_each_step_is_reported():
         ({"learning_rate": math.nan}, "`learning_rate=nan` was given"),
         ({"loss": "huber"}, "`loss='huber'` was given; allowed is one of mse, mae"),
         ({"drop": 1.5}, "`drop=1.5` was given; allowed is from 0 to 1"),
-        ({"drop": math.nan}, "drop is nan"),
+        ({"drop": math.nan}, "drop=nan"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -288,7 +288,7 @@ def test_another_recipe_is_refused_and_the_differences_named(tmp_path, recipe):
     open_run(tmp_path, recipe(arch="RepVGG-A0", epochs=3), resume=False)
     checkpoint(4).save(tmp_path, keep=1)
     with pytest.raises(
-        InputError, match=r"another recipe: arch was RepVGG-A0 and is RepVGG-A1 now; epochs was 3 and is 4 now\. Resume"
+        InputError, match=r"another recipe: epochs was 3 and is 4 now; arch was RepVGG-A0 and is RepVGG-A1 now\. Resume"
     ):
         open_run(tmp_path, recipe(arch="RepVGG-A1", epochs=4), resume=True)
 

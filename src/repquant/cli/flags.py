@@ -39,8 +39,8 @@ def _plain(value: str, is_switch: bool) -> str:
         return value.lower() if is_switch else {"True": "yes", "False": "no"}[value]
     try:
         constant = literal_eval(value)
-    except (SyntaxError, ValueError):  # of NaN
-        return value
+    except (SyntaxError, ValueError):  # of NaN and infinity
+        return value.strip("()").replace(", ", ",") if value.startswith("(") else value
     if isinstance(constant, tuple):
         return ",".join(map(str, constant))
     return constant if isinstance(constant, str) else value

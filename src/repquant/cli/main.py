@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> Namespace:
     check_arguments(arguments)
     try:
-        wanted = next(filter(VERBS.__contains__, arguments), "none")
+        completes = any(argument.startswith("--print_completion") for argument in arguments)  # of all verbs
+        wanted = None if completes else next(filter(VERBS.__contains__, arguments), "none")
         return build_parser(wanted).parse_args(with_recorded_options(arguments))
     except Exception as error:  # texts that are valid YAML can be anything
         raise InputError(f"can't understand the arguments ({shortened(str(error))})") from error

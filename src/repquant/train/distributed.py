@@ -127,7 +127,9 @@ def open_device(name: str, ranks: Ranks = ONE) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise InputError('`device="cuda"` was given, and PyTorch finds no GPU here; pass "cpu", or install a build')
+        raise InputError(
+            '`device="cuda"` was given, and PyTorch finds no GPU here; pass `device="cpu"`, or a build for it'
+        )
     if ranks.local_rank >= torch.cuda.device_count():
         raise InputError(
             f"process {ranks.local_rank + 1} of this machine has no GPU: there are {torch.cuda.device_count()}; "
