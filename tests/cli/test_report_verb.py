@@ -30,7 +30,7 @@ def test_page_of_a_run(repquant, headline, ptq_run, tmp_path):
     [
         (("missing", "--output", "r.html"), "missing holds neither result.json nor analysis.json"),
         (("missing", "--output", "r.pdf"), "does not end in .html"),
-        (("--output", "r.html"), "report.runs"),
+        (("--output", "r.html"), "required: RUNS"),
     ],
 )
 def test_what_is_refused(repquant, monkeypatch, tmp_path, arguments, message):

@@ -128,7 +128,7 @@ def open_device(name: str, ranks: Ranks = ONE) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise InputError(
-            '`device="cuda"` was given, and PyTorch finds no GPU here; pass `device="cpu"`, or a build for it'
+            '`device="cuda"` was given, and PyTorch finds no GPU here; pass `device="cpu"`, or install a build'
         )
     if ranks.local_rank >= torch.cuda.device_count():
         raise InputError(
