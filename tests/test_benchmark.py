@@ -163,7 +163,7 @@ def test_the_verb(world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "files"),
+        ((), "required: FILES"),
         (("missing.onnx",), "model file missing.onnx does not exist"),
         (("text.onnx",), "text.onnx is no ONNX file"),
         (("text.onnx", "--batch", "1;16"), "--batch 1;16 was given; give numbers with commas"),
