@@ -246,7 +246,7 @@ def test_training_starts_from_the_chosen_grids(branches, images, rounding):
 def test_what_can_not_start():
     with pytest.raises(InputError, match='pass `identity="fused"` or "residual"'):
         StartOptions(method="plain", ptq=PtqMethod(identity="depthwise"))
-    with pytest.raises(InputError, match="inserted-bn.* folds whole kernels"):
+    with pytest.raises(InputError, match=r"inserted-bn.* folds whole kernels"):
         StartOptions(method="inserted-bn", ptq=PtqMethod(identity="residual"))
     with pytest.raises(InputError, match='pass `rounding="feedback"` or "nearest"'):
         StartOptions(method="plain", ptq=PtqMethod(rounding="learned"))

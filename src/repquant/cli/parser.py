@@ -75,7 +75,7 @@ def as_typed(message: str, by_place: Collection[str] = ()) -> str:
     expected = re.fullmatch(r"Expected an? (.+?)\. Got value: (.*)", reason, re.DOTALL)
     if not expected:
         return f"{flag}: {reason}"
-    choices = ", ".join(re.findall(r"'([^']+)'", expected[1])) if "Literal[" in expected[1] else ""
+    choices = ", ".join(filter(None, re.findall(r"'([^']*)'", expected[1]))) if "Literal[" in expected[1] else ""
     kind = _KINDS.get(expected[1].removeprefix("<class '").removesuffix("'>"), expected[1])
     return f"{flag} {expected[2]} was given; allowed is {f'one of {choices}' if choices else kind}"
 
