@@ -14,7 +14,7 @@ def test_ptq_proves_the_files_of_each_runtime(repquant, headline, weights, photo
     )  # fmt: skip
     assert status == 0, err
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "float.onnx", "mse.onnx", "mse.tflite", "result.json",
+        "float.onnx", "mse.onnx", "mse.tflite", "result.json", "thumbnails.json",
     }  # fmt: skip
     rows = json.loads((tmp_path / "run" / "result.json").read_text())["results"]
     assert [(row["runtime"], row["model"].rpartition("/")[2]) for row in rows] == [

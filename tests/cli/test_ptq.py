@@ -61,8 +61,8 @@ def test_float_layers_and_one_scale_a_layer_and_seven_bits(ptq, headline, tmp_pa
     assert "weights are in 7 bits" in record.notes[1]
     assert headline(out) == headline_of(record)
     rows = {row.runtime: row for row in record.results}
-    assert rows.keys() == {"pytorch", "onnxruntime", "openvino"}
-    assert rows["onnxruntime"].parity == rows["openvino"].parity == 100
+    assert rows.keys() == {"pytorch", "onnxruntime", "openvino", "litert"}
+    assert rows["onnxruntime"].parity == rows["openvino"].parity == rows["litert"].parity == 100
 
 
 def test_default_is_every_layer_with_a_scale_for_each_channel(ptq_run):
@@ -150,7 +150,7 @@ def test_activations_of_few_bits_are_simulated_and_nothing_is_exported(ptq, head
     (row,) = headline(out)["results"]
     assert (row["model"], row["file_bytes"]) == (None, None)
     assert "activations of 4 bits are simulated" in err
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"float.onnx", "result.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"float.onnx", "result.json", "thumbnails.json"}
 
 
 @pytest.fixture(scope="module")

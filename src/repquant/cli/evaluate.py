@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from repquant.runtimes.interface import Runtime
     from repquant.train.distributed import Ranks
 
-ENGINE_SUFFIXES = (".engine", ".plan")
-
-
 EXAMPLE = "repquant evaluate --model runs/a0/mse.onnx --runtimes onnxruntime,openvino --data FOLDER"
+
+_READERS = {".engine": ("tensorrt",), ".plan": ("tensorrt",), ".tflite": ("litert",)}
+"""Of files that are no ONNX files: what runs them."""
+_ONNX_READERS = ("onnxruntime", "openvino", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,18 +83,16 @@ def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
 
     if ranks.is_main:
         show_configuration("evaluate", options)
-    is_onnx = options.model and Path(options.model).suffix not in ENGINE_SUFFIXES
+    is_onnx = options.model and Path(options.model).suffix not in _READERS
     told = read_file_facts(Path(options.model)) if is_onnx else FileFacts()
     images = _images(options, told)
     if ranks.is_main and (facts := _words(told)):
         say(f"{options.model} says: {facts}")
-    if options.split not in ("train", "val"):
-        raise InputError(f"split {options.split!r} was given; allowed are val and train")
     checkpoint = ModelOptions(arch=options.arch, num_classes=options.num_classes, weights=options.weights)
     checkpoint = identified(checkpoint)
     engines = _open_engines(options, checkpoint, ranks, device)
     classes = options.num_classes or len(told.classes or ()) or checkpoint.num_classes
-    loader = open_loader(images, "train" if options.split == "train" else "val", classes, ranks)
+    loader = open_loader(images, options.split, classes, ranks)
     with progress("evaluate", loader.images, shown=ranks.is_main) as advance:
         part = evaluate(engines, loader, num_classes=classes or None, on_images=advance)
     evaluation = Evaluation.concatenate(ranks.gather(part))
@@ -158,7 +157,7 @@ def _default_runtime(options: Options) -> str:
         raise InputError("which model? Pass --weights for a checkpoint, --model for a file, or --runtimes with both")
     if options.weights:
         return "pytorch"
-    engines = ["tensorrt"] if Path(options.model).suffix in ENGINE_SUFFIXES else ["onnxruntime", "openvino", "tensorrt"]
+    engines = _READERS.get(Path(options.model).suffix, _ONNX_READERS)
     chosen = next((name for name in engines if name in installed()), engines[0])
     say(f"{options.model} runs in {chosen}; --runtimes names others")
     return chosen
