@@ -26,6 +26,8 @@ from repquant.graph import capture as capture_module
 from repquant.models.checkpoints import load_model, load_tensors
 from repquant.models.reparam import reparameterize
 from repquant.report.record import read_record
+from repquant.report.thumbnails import FILE as THUMBNAILS
+from repquant.report.thumbnails import read_thumbnails
 from repquant.repvgg import qat_start
 from repquant.train.checkpoint import Checkpoint
 
@@ -94,7 +96,7 @@ def require_whole(output: Path) -> None:
             case ".onnx":
                 onnx.checker.check_model(onnx.load(path), full_check=True)
             case ".json":
-                read_record(path)
+                (read_thumbnails if path.name == THUMBNAILS else read_record)(path)
             case ".pth":
                 Checkpoint.load(path)
             case ".safetensors":
