@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -103,3 +105,8 @@ def test_the_check_sees_an_arrow_that_points_up(tmp_path):
     file = tmp_path / "up.py"
     file.write_text("def f():\n    from repquant.cli import main\n")
     assert {layer_of(module) for module in imports(file)} == {"cli"}
+
+
+def test_import_of_the_package_is_light():
+    code = "import sys, repquant; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -39,6 +39,8 @@ OF_VERBS = {
     "insert-bn": {"output": "out.safetensors"},
     "engine": {"output": "out.engine", "file": "model.onnx"},
     "check": {"file": "model.onnx"},
+    "benchmark": {"files": "model.onnx", "rounds": "1", "warm_up": "0"},
+    "report": {"runs": "folder", "output": "out.html"},
     "train": {"held_back_images": "0"},
     "qat": {"held_back_images": "0"},
 }
