@@ -114,8 +114,9 @@ def check_ranges(options: Any) -> None:
     hints = get_type_hints(type(options))
     for each in fields(options):
         value = getattr(options, each.name)
-        if isinstance(value, str):
-            _check_text(each.name, value)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                _check_text(each.name, text)
         if get_origin(hints[each.name]) is Literal and value not in get_args(hints[each.name]):
             choices = ", ".join(map(str, get_args(hints[each.name])))
             raise InputError(f"{given(each.name, value)} was given; allowed is one of {choices}")

@@ -65,6 +65,8 @@ def reach(monkeypatch, tmp_path):
     monkeypatch.setattr(loading._AheadLoader, "__iter__", stop)
     monkeypatch.setattr("repquant.export.files.export_file", stop)
     monkeypatch.setattr("repquant.runtimes.tensorrt_build.build_engine", stop)
+    monkeypatch.setattr("repquant.benchmark.benchmark", stop)
+    monkeypatch.setattr("repquant.report.run.read_runs", stop)
     monkeypatch.setattr(convert, "_difference", stop)
     for place in PLACES:
         monkeypatch.setattr(place, capture_once)

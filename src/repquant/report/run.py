@@ -56,7 +56,7 @@ def read_run(path: Path) -> Run:
     analyses = [file for file in (folder / ANALYSIS, folder / "analysis" / ANALYSIS) if file.exists()]
     has_record = (folder / RECORD).exists()
     if not (has_record or analyses):
-        raise InputError(f"{path} holds neither {RECORD} nor {ANALYSIS}; give the folder of a run")
+        raise InputError(f"run {path} holds neither {RECORD} nor {ANALYSIS}; give the folder of a run")
     return Run(
         name=visible(folder.resolve().name, keep=""),
         record=read_record(folder / RECORD) if has_record else None,
