@@ -1,6 +1,7 @@
 """Random values for the options of every verb: each is refused in a sentence, or gets as far as the first batch."""
 
 import functools
+import importlib
 import os
 import random
 import re
@@ -39,7 +40,7 @@ OF_VERBS = {
     "insert-bn": {"output": "out.safetensors"},
     "engine": {"output": "out.engine", "file": "model.onnx"},
     "check": {"file": "model.onnx"},
-    "benchmark": {"files": "model.onnx", "rounds": "1", "warm_up": "0"},
+    "benchmark": {"files": "model.onnx", "rounds": "1", "runtimes": "onnxruntime", "output": "out.json"},
     "report": {"runs": "folder", "output": "out.html"},
     "train": {"held_back_images": "0"},
     "qat": {"held_back_images": "0"},
@@ -65,7 +66,7 @@ def reach(monkeypatch, tmp_path):
     monkeypatch.setattr(loading._AheadLoader, "__iter__", stop)
     monkeypatch.setattr("repquant.export.files.export_file", stop)
     monkeypatch.setattr("repquant.runtimes.tensorrt_build.build_engine", stop)
-    monkeypatch.setattr("repquant.benchmark.benchmark", stop)
+    monkeypatch.setattr(importlib.import_module("repquant.benchmark"), "benchmark", stop)
     monkeypatch.setattr("repquant.report.run.read_runs", stop)
     monkeypatch.setattr(convert, "_difference", stop)
     for place in PLACES:
