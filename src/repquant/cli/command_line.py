@@ -1,10 +1,12 @@
 """The command that a record tells of, as a person would type it."""
 
-import importlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
+
+from repquant.cli.flags import flag_of
+from repquant.cli.verbs import module_of
 
 
 def command_line(verb: str, configuration: Mapping[str, Any]) -> str:
@@ -14,7 +16,7 @@ def command_line(verb: str, configuration: Mapping[str, Any]) -> str:
         verb: one that has options.
         configuration: name -> value, as a record keeps it; names that the verb does not know are left out.
     """
-    options = importlib.import_module(f"repquant.cli.{verb.replace('-', '_')}").Options
+    options = module_of(verb).Options
     parts = [f"repquant {verb}"]
     for field in fields(options):
         value = configuration.get(field.name)
@@ -28,7 +30,7 @@ def command_line(verb: str, configuration: Mapping[str, Any]) -> str:
             if value is False
             else str(value)
         )
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = flag_of(field.name)
         parts.append(flag if value is True else f"{flag} {shlex.quote(text)}")
     return " \\\n    ".join(parts)
 

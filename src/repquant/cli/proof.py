@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -52,15 +51,12 @@ def tell(record: Record, already_said: int = 0) -> None:
 
 
 def choice(record: Record) -> str:
-    """Return the sentence that names the file to take: the one whose answers are nearest to float's, where it runs.
+    """Return the sentence that names the file to take: the one that the report page is about."""
+    from repquant.report.verdict import served_row
 
-    Of the runtimes the target's own is asked first, else any other one that ran the files, else the simulation.
-    """
-    target = record.config["target"]
-    order = sorted(record.results, key=lambda row: (row.runtime != target, row.runtime == "pytorch"))
-    asked = order[0].runtime
-    best = min((row for row in order if row.runtime == asked), key=lambda row: inf if row.kl is None else row.kl)
-    where = "in the simulation" if asked == "pytorch" else f"in {asked}"
+    best = served_row(record)
+    assert best is not None, "a run that quantized has rows of what it made"
+    where = "in the simulation" if best.runtime == "pytorch" else f"in {best.runtime}"
     if best.model is None:
         return f"nothing was exported; {best.calibrator} is nearest to float {where}"
     lost = ""
