@@ -14,7 +14,7 @@ from repquant.export.litert.flat_file import Quantization
 from repquant.export.litert.windows import is_same
 from repquant.graph.capture import capture
 from repquant.methods.ptq import PtqMethod
-from repquant.numerics.affine import quantize as to_grid
+from repquant.numerics.affine import to_integers
 from repquant.quantize import quantize
 from repquant.simulation.network import quantized_layers
 from repquant.targets.litert_file import load_schema, read_litert
@@ -133,7 +133,7 @@ def test_integers_come_in_on_the_grid_of_the_file(int8, images, expected, tmp_pa
     np.testing.assert_allclose(runtime(images.numpy()), expected, rtol=0, atol=1e-5)
     grid, shift = int8.plan.input_grid("stem"), 128 if kind == "uint8" else 0
     assert runtime._inputs[0]["quantization"] == (pytest.approx(float(grid.scale)), int(grid.zero_point) + shift)
-    given = (to_grid(images, grid).numpy() + shift).astype(kind)
+    given = (to_integers(images, grid).numpy() + shift).astype(kind)
     np.testing.assert_allclose(runtime.run({"x": given})["output"], expected, rtol=0, atol=1e-5)
 
 
