@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from repquant.errors import InputError
 from repquant.runtimes.executed import Executed
-from repquant.runtimes.interface import Array
-from repquant.runtimes.model_file import as_outputs, cannot_run, check_inputs, check_names
+from repquant.runtimes.model_file import cannot_run
+from repquant.runtimes.named_values import NamedValues
 from repquant.targets.litert import open_interpreter
 from repquant.targets.litert_file import read_litert
 
 _INTEGERS = ("int8", "uint8")
 
 
-class LitertRuntime:
+class LitertRuntime(NamedValues):
     """A .tflite file in LiteRT's interpreter, which leaves to XNNPACK what that knows.
 
     Images are given as (N, C, H, W), also to a file of ours that holds them channels last; files from elsewhere are
@@ -54,28 +54,12 @@ class LitertRuntime:
         self._outputs = self._interpreter.get_output_details()
         self._shapes = [tuple(detail["shape"].tolist()) for detail in self._inputs]
         names, self.outputs = self._graph.names
-        self.inputs: Mapping[str, tuple[int | None, ...]] = {
+        self.inputs = {
             name: _network_shape(detail["shape_signature"], order)
             for name, detail, order in zip(names, self._inputs, self._graph.orders[0], strict=True)
         }
 
-    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
-        """Return the output for the inputs, or a tuple where there are several.
-
-        Raises:
-            InputError: inputs of a number or a shape that the model does not take.
-        """
-        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
-        results = self.run(dict(zip(self.inputs, inputs, strict=True)))
-        return as_outputs([results[name] for name in self.outputs])
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name for the inputs by name.
-
-        Raises:
-            InputError: an input is missing, or there is none of that name.
-        """
-        check_names(self._path, tuple(self.inputs), inputs)
+    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
             given = [
                 _as_stored(inputs[name].transpose(order), detail)

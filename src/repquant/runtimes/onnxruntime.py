@@ -18,14 +18,12 @@ from repquant.runtimes.integer_relu import quantize_before_relu
 from repquant.runtimes.interface import Array
 from repquant.runtimes.layer_time import INT8, OTHER, REFORMAT, LayerTime, median_times
 from repquant.runtimes.model_file import (
-    as_outputs,
     cannot_load,
     cannot_run,
-    check_inputs,
-    check_names,
     check_type,
     require_file,
 )
+from repquant.runtimes.named_values import NamedValues
 from repquant.runtimes.precise_products import PRECISE, own_constants
 from repquant.runtimes.unsigned_activations import unsigned_activations
 from repquant.targets.cpu_rules import may_saturate
@@ -36,7 +34,7 @@ _TIMED = "_kernel_time"
 _PRECISIONS = {"int8": INT8, "uint8": INT8, "float": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 
 
-class OnnxRuntime:
+class OnnxRuntime(NamedValues):
     """An ONNX file in ONNX Runtime's CPU provider, with its default graph optimizations.
 
     Symmetric int8 convolutions before a ReLU get the equal form of `integer_relu.quantize_before_relu`, to run
@@ -72,25 +70,9 @@ class OnnxRuntime:
             value.name: tuple(size if isinstance(size, int) else None for size in value.shape)
             for value in self._session.get_inputs()
         }
-        self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
 
-    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
-        """Return the output for the inputs, or a tuple where there are several.
-
-        Raises:
-            InputError: inputs of a number or a shape that the model does not take.
-        """
-        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
-        results = self.run(dict(zip(self.inputs, inputs, strict=True)))
-        return as_outputs([results[name] for name in self.outputs])
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name for the inputs by name.
-
-        Raises:
-            InputError: an input is missing, or there is none of that name.
-        """
-        check_names(self._path, tuple(self.inputs), inputs)
+    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
             outputs = self._session.run(list(self.outputs), dict(inputs))
         except Exception as error:

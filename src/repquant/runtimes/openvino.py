@@ -15,21 +15,19 @@ from repquant.runtimes.integer_relu import unsigned_after_relu
 from repquant.runtimes.interface import Array
 from repquant.runtimes.layer_time import INT8, OTHER, REFORMAT, LayerTime, median_times
 from repquant.runtimes.model_file import (
-    as_outputs,
     cannot_load,
     cannot_run,
-    check_inputs,
-    check_names,
     check_type,
     require_file,
 )
+from repquant.runtimes.named_values import NamedValues
 from repquant.runtimes.unsigned_activations import unsigned_activations
 from repquant.targets.openvino import MOVING
 
 _PRECISIONS = {"i8": INT8, "u8": INT8, "f32": "FP32", "fp32": "FP32", "f16": "FP16", "fp16": "FP16", "bf16": "BF16"}
 
 
-class OpenVinoRuntime:
+class OpenVinoRuntime(NamedValues):
     """An ONNX file in OpenVINO's CPU plugin, with its default graph optimizations.
 
     Symmetric int8 behind a ReLU gets the equal form of `integer_relu.unsigned_after_relu`, elsewhere that of
@@ -73,25 +71,9 @@ class OpenVinoRuntime:
             port.any_name: tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
             for port in model.inputs
         }
-        self.outputs: tuple[str, ...] = tuple(port.any_name for port in model.outputs)
+        self.outputs = tuple(port.any_name for port in model.outputs)
 
-    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]:
-        """Return the output for the inputs, or a tuple where there are several.
-
-        Raises:
-            InputError: inputs of a number or a shape that the model does not take.
-        """
-        check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
-        results = self.run(dict(zip(self.inputs, inputs, strict=True)))
-        return as_outputs([results[name] for name in self.outputs])
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name for the inputs by name.
-
-        Raises:
-            InputError: an input is missing, or there is none of that name.
-        """
-        check_names(self._path, tuple(self.inputs), inputs)
+    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         # Shared input: the arrays outlive this synchronous call. The outputs are copied out of the request, whose
         # buffers the next call overwrites.
         given = [inputs[name] for name in self.inputs]
