@@ -102,6 +102,12 @@ def test_without_a_baseline_or_settings(world):
     assert world.opened == [("openvino", "int8.onnx", None)]
 
 
+def test_by_default_what_is_installed_runs_and_reads_such_files(world, monkeypatch):
+    everything = ("pytorch", "onnxruntime", "openvino", "litert")
+    monkeypatch.setattr(import_module("repquant.benchmark"), "installed", lambda: everything)
+    assert [row.runtime for row in rq.benchmark(world.files["int8"], rounds=1).rows] == ["onnxruntime", "openvino"]
+
+
 def test_files_of_one_name_keep_their_paths(world, tmp_path):
     (tmp_path / "other").mkdir()
     other = save(tmp_path / "other" / "int8.onnx", name="pixels")

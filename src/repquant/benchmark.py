@@ -18,13 +18,13 @@ from repquant.bench.macs import multiply_accumulates
 from repquant.bench.measurement import Measurement, summarize
 from repquant.bench.memory import own_memory
 from repquant.bench.peak import int8_peak
+from repquant.choices import ONNX_RUNTIMES
 from repquant.errors import InputError
 from repquant.report.speed import markdown_table
-from repquant.runtimes.available import ENGINES, installed, open_runtime, require
+from repquant.runtimes.available import installed, open_runtime, require
 from repquant.runtimes.interface import FileRuntime, ProfiledRuntime
 from repquant.targets.onnx_graph import read_graph
 
-FILE_RUNTIMES = tuple(name for name in ENGINES if name != "pytorch")
 _ON_GPU = ("tensorrt",)
 _ENGINE_SUFFIXES = (".engine", ".plan")
 _PROFILED_RUNS = 10
@@ -127,7 +127,7 @@ def benchmark(
         InputError: no file, one that can't be read or run, a runtime that is not installed, inputs of the files that
             differ in size, or a number that is out of its range.
     """
-    names = tuple(runtimes or (name for name in installed() if name in FILE_RUNTIMES))
+    names = tuple(runtimes or (name for name in installed() if name in ONNX_RUNTIMES))
     for name in names:
         require(name)
     if not names:

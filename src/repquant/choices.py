@@ -10,6 +10,8 @@ EndType = Literal["float32", "int8", "uint8"]
 
 RuntimeName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt", "litert"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
+ONNX_RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino", "tensorrt")
+"""Those that read ONNX files, in the order in which one is taken by itself."""
 
 Calibrator = Literal["max", "percentile", "mse", "entropy"]
 CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)

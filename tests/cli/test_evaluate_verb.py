@@ -109,3 +109,9 @@ def test_a_checkpoint_says_what_it_is_of(bare, headline, weights):
     assert status == 0, err
     assert headline(out)["results"][0]["images"] == 16
     assert "RepVGG-tiny with 2 classes" in err
+
+
+def test_all_is_what_reads_the_file(bare, headline, ptq_run):
+    status, out, err = bare("--model", ptq_run[0] / "mse.onnx", "--runtimes", "all")
+    assert status == 0, err
+    assert [result["runtime"] for result in headline(out)["results"]] == ["onnxruntime", "openvino"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from repquant.choices import RUNTIMES
+from repquant.choices import ONNX_RUNTIMES
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import argument
 from repquant.errors import InputError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from repquant.benchmark import Benchmark
 
 _NOT_IN_HEADLINE = ("layers", "samples_ms")
-FILE_RUNTIMES = Names(tuple(name for name in RUNTIMES if name != "pytorch"))
+_RUNTIME_NAMES = Names(ONNX_RUNTIMES)
 EXAMPLE = "repquant benchmark runs/a0/mse.onnx --float runs/a0/float.onnx --threads 1,2 --batch 1,16"
 
 _FLOAT_FILE = 90
@@ -35,7 +35,7 @@ class Options:
 
     files: tuple[str, ...] = argument("ONNX files; for tensorrt engines, too")
     float: str = option("ONNX file that ratios are to; another one than the float one serves as well", "")
-    runtimes: str = option("what executes the files; default: those that are installed", "", FILE_RUNTIMES)
+    runtimes: str = option("what executes the files; default: all that are installed", "", _RUNTIME_NAMES)
     threads: str = option("threads of a runtime, several numbers with commas; default: as many as it likes", "")
     batch: str = option("images a call, several numbers with commas", "1")
     rounds: int = option("calls of each file that are measured", 50, POSITIVE_COUNT)
@@ -57,7 +57,7 @@ def run(options: Options) -> None:
     measured = benchmark(
         *options.files,
         baseline=options.float or None,
-        runtimes=FILE_RUNTIMES.split(options.runtimes) if options.runtimes else None,
+        runtimes=None if options.runtimes in ("", "all") else _RUNTIME_NAMES.split(options.runtimes),
         threads=_numbers("threads", options.threads) if options.threads else (None,),
         batch=_numbers("batch", options.batch),
         rounds=options.rounds,

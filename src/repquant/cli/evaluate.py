@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repquant.choices import Device, Split
+from repquant.choices import ONNX_RUNTIMES, Device, Split
 from repquant.cli.console import finish, progress, say, show_configuration
 from repquant.cli.options import RUNTIME_NAMES, WORKERS, DataOptions, ModelOptions
 from repquant.cli.parser import TripleError, triple
@@ -31,7 +31,6 @@ EXAMPLE = "repquant evaluate --model runs/a0/mse.onnx --runtimes onnxruntime,ope
 
 _READERS = {".engine": ("tensorrt",), ".plan": ("tensorrt",), ".tflite": ("litert",)}
 """Of files that are no ONNX files: what runs them."""
-_ONNX_READERS = ("onnxruntime", "openvino", "tensorrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,9 @@ def _open_engines(options: Options, checkpoint: ModelOptions, ranks: Ranks, devi
     # An engine takes all cores by itself; of several processes each keeps to what torchrun gives it.
     threads = torch.get_num_threads() if ranks.world_size > 1 else None
     engines: dict[str, Runtime] = {}
-    for name in RUNTIME_NAMES.split(options.runtimes or _default_runtime(options), installed()):
+    fitting = [*(["pytorch"] if options.weights else []), *(_readers(options) if options.model else ())]
+    everything = [name for name in fitting if name in installed()]
+    for name in RUNTIME_NAMES.split(options.runtimes or _default_runtime(options), everything):
         require(name)
         if name == "pytorch":
             if not options.weights:
@@ -143,6 +144,11 @@ def _open_engines(options: Options, checkpoint: ModelOptions, ranks: Ranks, devi
                 raise InputError(f"the runtime {name} runs a file; pass --model")
             engines[name] = open_classifier(name, Path(options.model), threads)
     return engines
+
+
+def _readers(options: Options) -> tuple[str, ...]:
+    """Return the runtimes that read the file that was given."""
+    return _READERS.get(Path(options.model).suffix, ONNX_RUNTIMES)
 
 
 def _default_runtime(options: Options) -> str:
@@ -157,7 +163,7 @@ def _default_runtime(options: Options) -> str:
         raise InputError("which model? Pass --weights for a checkpoint, --model for a file, or --runtimes with both")
     if options.weights:
         return "pytorch"
-    engines = _READERS.get(Path(options.model).suffix, _ONNX_READERS)
+    engines = _readers(options)
     chosen = next((name for name in engines if name in installed()), engines[0])
     say(f"{options.model} runs in {chosen}; --runtimes names others")
     return chosen
