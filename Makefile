@@ -2,10 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Tests are shared out over the cores, file by file. In two runs, since a worker of one long run died twice near its end
-# (docs/log.md, 2026-11-28), and without new workers for dead ones, which the rest of the run then waits for.
-SHARED := --numprocesses auto --dist loadfile --max-worker-restart 0
-
 .PHONY: setup demo web test test-slow lint dist clean
 
 setup: $(STAMP)
@@ -30,9 +26,9 @@ demo: setup
 web:
 	npm install --prefix .cache/web --no-save --no-fund --no-audit --ignore-scripts onnxruntime-web@1.30.0
 
+# No new workers for dead ones: the rest of the run would wait for them without end.
 test: setup lint
-	$(BIN)/python -m pytest $(SHARED) tests/cli
-	$(BIN)/python -m pytest $(SHARED) --ignore tests/cli
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -6,6 +6,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,9 @@ REPOSITORY = Path(__file__).parent.parent
 def pytest_configure() -> None:
     is_alone = "PYTEST_XDIST_WORKER" not in os.environ
     torch.set_num_threads(min(2, os.cpu_count() or 1) if is_alone else 1)
+    # Two runs try the same examples: a failure belongs to the change, not to the day.
+    hypothesis.settings.register_profile("repeatable", derandomize=True)
+    hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -228,7 +228,7 @@ def test_random_scales_leave_the_outputs_of_random_networks_as_they_are(seed):
     torch.manual_seed(seed)
     graph = capture(RandomNetwork(seed).eval(), torch.randn(2, 3, 6, 6)).double()
     channels = find_channels(graph)
-    assert channels.count > 0
+    assume(channels.count > 0)  # in some networks every channel reaches an output
     before = {name: parameter.clone() for name, parameter in graph.named_parameters()}
     scaled = apply_scales(graph, channels, torch.exp(torch.randn(channels.count, dtype=torch.float64)))
     x = torch.randn(3, 3, 6, 6, dtype=torch.float64)

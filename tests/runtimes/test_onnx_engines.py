@@ -1,5 +1,7 @@
 """The two engines that read ONNX files, held to the same behavior."""
 
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -178,3 +180,24 @@ def test_a_file_that_is_no_classifier(engine, tmp_path):
     save_flatten(tmp_path / "two.onnx", {"a": ["n", 3, 8, 8], "b": ["n", 3, 8, 8]})
     with pytest.raises(InputError, match=r"two\.onnx has 2 inputs and 2 outputs; a classifier with one input"):
         Classifier(engine(tmp_path / "two.onnx"), tmp_path / "two.onnx")
+
+
+ENDS = """
+import signal, sys
+from pathlib import Path
+from repquant.runtimes.onnxruntime import OnnxRuntime
+from repquant.runtimes.openvino import OpenVinoRuntime
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+path = Path(sys.argv[2])
+first, second = (globals()[sys.argv[1]](path) for _ in range(2))
+del first
+del second
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_sessions_that_ended_in_the_order_they_began(engine, float_model):
+    command = [sys.executable, "-c", ENDS, engine.__name__, str(float_model.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n")

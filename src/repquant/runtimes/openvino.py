@@ -22,7 +22,7 @@ from repquant.runtimes.model_file import (
 )
 from repquant.runtimes.named_values import NamedValues
 from repquant.runtimes.unsigned_activations import unsigned_activations
-from repquant.targets.openvino import MOVING
+from repquant.targets.openvino import MOVING, compile_for_cpu
 
 _PRECISIONS = {"i8": INT8, "u8": INT8, "f32": "FP32", "fp32": "FP32", "f16": "FP16", "fp16": "FP16", "bf16": "BF16"}
 
@@ -95,13 +95,9 @@ class OpenVinoRuntime(NamedValues):
 
     def _compile(self, **more: Any) -> Any:
         """Return the model for the file; `more` is added to its configuration."""
-        import openvino
-
         try:
             equal = unsigned_activations(unsigned_after_relu(widen_half(onnx.load(self._path))))
-            content: bytes = pad_before_average(equal).SerializeToString()
-            core = openvino.Core()
-            return core.compile_model(core.read_model(content), "CPU", self._config | more)
+            return compile_for_cpu(pad_before_average(equal), self._config | more)
         except Exception as error:  # of the ONNX parser, too
             raise cannot_load(self._path, "OpenVINO", error) from error
 

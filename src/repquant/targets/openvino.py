@@ -4,6 +4,8 @@ The plugin tells of each operator what it was fused from and in which precision 
 (docs.openvino.ai, "Low Precision Transformations", and `CompiledModel.get_runtime_model`).
 """
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import onnx
@@ -42,6 +44,30 @@ MOVING = frozenset({
 """Operators that compute nothing: they move values, or change their type."""
 
 
+def compile_for_cpu(model: onnx.ModelProto, config: Mapping[str, Any]) -> Any:
+    """Return OpenVINO's compiled model for its CPU plugin.
+
+    Raises:
+        Exception: OpenVINO's own, for a model that it does not take.
+    """
+    core = _core()
+    content: bytes = model.SerializeToString()
+    return core.compile_model(core.read_model(content), "CPU", dict(config))
+
+
+@cache
+def _core() -> Any:
+    """The one core of this process.
+
+    Where a CPU has AVX-512 the plugin of every core changes the stack that signals are handled on, and puts back what
+    it found when it ends. Of two cores the one that began first may end first: then signals are handled on memory that
+    is gone, and the next one ends the process with a segmentation fault (seen with OpenVINO 2026.4 at a SIGCHLD).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def find(graph: OnnxGraph, *, has_exact_products: bool) -> list[Finding]:
     """Return what runs in float, and whether this CPU computes with the file's weights as they are.
 
@@ -63,12 +89,8 @@ def find(graph: OnnxGraph, *, has_exact_products: bool) -> list[Finding]:
 
 def _executed(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
     """Return name, type and precision of each operator that OpenVINO executes."""
-    import openvino
-
-    core = openvino.Core()
-    content: bytes = model.SerializeToString()
     # float32 for what is not quantized, as `repquant.runtimes.openvino` has it.
-    compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = compile_for_cpu(model, {"INFERENCE_PRECISION_HINT": "f32"})
 
     def tell(operator: Any, key: str) -> str:
         information = operator.get_rt_info()
