@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from repquant.cli.console import finish, say, show, show_configuration
+from repquant.cli.console import finish, say, show, show_configuration, steps
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
@@ -93,18 +93,21 @@ def run(options: Options) -> None:
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         is_labelled = has_validation(options.data)
         evaluation = open_loader(options, "val", options.num_classes) if is_labelled else held_back
-        found = search(
-            graph,
-            ImagesOf(calibration.ranges),
-            target=target,
-            max_drop=options.max_drop,
-            held_back=ImagesOf(held_back),
-            minutes=options.minutes,
-            keep_float=kept,
-            percentile=options.percentile,
-            rounding_images=options.rounding_images,
-            on_attempt=_say_attempt,
-        )
+        images = calibration.ranges.images
+        with steps({"scale channels": images, "calibrate": images}) as on_progress:
+            found = search(
+                graph,
+                ImagesOf(calibration.ranges),
+                target=target,
+                max_drop=options.max_drop,
+                held_back=ImagesOf(held_back),
+                minutes=options.minutes,
+                keep_float=kept,
+                percentile=options.percentile,
+                rounding_images=options.rounding_images,
+                on_progress=on_progress,
+                on_attempt=_say_attempt,
+            )
         outcome = found.outcome
         chosen = outcome.attempts[outcome.best][0]
         say(outcome.reason)
