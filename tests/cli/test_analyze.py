@@ -35,7 +35,8 @@ def test_folder_and_last_line(analyze, photographs, headline, tmp_path):
     assert {path.name for path in folder.iterdir()} == figures | {"analysis.json", "analysis.md"}
     analysis = read_analysis(folder / "analysis.json")
     assert headline(out) == headline_of(analysis)
-    assert out.strip().splitlines()[-2] == analysis.advice
+    assert err.strip().splitlines()[-1] == analysis.advice
+    assert len(out.splitlines()) == 1
     assert analysis.config["calibrator"] == "mse"
     assert analysis.sensitivity.images == 6
     assert "2 of the images analyzed were calibrated on" in analysis.notes[-1]
@@ -44,7 +45,7 @@ def test_folder_and_last_line(analyze, photographs, headline, tmp_path):
     names = [layer.name for layer in analysis.sensitivity.layers]
     assert names[0] == "stem.conv"
     assert "adaptive_avg_pool2d" in names
-    assert all(name in out for name in names)
+    assert all(name in err for name in names)
     page = (folder / "analysis.md").read_text()
     assert analysis.advice in page
     assert "](weights.svg)" in page

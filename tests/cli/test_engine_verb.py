@@ -56,7 +56,7 @@ def test_an_engine_its_cache_and_its_layers(repquant, headline, fake, tmp_path):
         "--optShapes=images:2x3x8x8 --maxShapes=images:4x3x8x8 --memPoolSize=workspace:7M --profilingVerbosity=detailed"
     )
     assert told["trtexec"] in err
-    assert "INT8  conv + relu" in out
+    assert "INT8  conv + relu" in err
     assert ("profile", "images", (1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8)) in fake.asked
     status, _, err = repquant("engine", path, "--output", output, "--overwrite", "true")
     assert status == 0, err

@@ -134,7 +134,7 @@ def run(options: Options) -> None:
         say(note)
     if analysis.skipped:
         say(f"{len(analysis.skipped)} unreadable images were left out; analysis.json names them")
-    print(f"\n{analysis.advice}")
+    say(analysis.advice)
     finish(headline(analysis))
 
 

@@ -14,7 +14,7 @@ from repquant.choices import TargetName
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.flags import with_flags
 from repquant.cli.options import argument
-from repquant.errors import InputError, visible
+from repquant.errors import InputError
 from repquant.option_ranges import option
 
 EXAMPLE = "repquant check model.onnx --target tensorrt"
@@ -35,7 +35,7 @@ def run(options: Options) -> None:
 
     found = check(options.file, options.target)
     for finding in found:
-        print(visible(with_flags(str(finding))))
+        say(str(finding))
     refused = sum(finding.is_refused for finding in found)
     if not found:
         say(f"nothing in {options.file} that {options.target} refuses or does not run in integers")

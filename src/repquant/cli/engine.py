@@ -12,7 +12,7 @@ from pathlib import Path
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import argument
-from repquant.errors import InputError, visible
+from repquant.errors import InputError
 from repquant.option_ranges import Numbers, option
 
 EXAMPLE = "repquant engine runs/a0/mse.onnx --output a0.engine"
@@ -64,7 +64,7 @@ def run(options: Options) -> None:
         with replace_file(file) as temporary:
             temporary.write_bytes(content)
     for layer in built.layers:
-        print(visible(f"{layer.kind:>9}  {layer.name}"))
+        say(f"{layer.kind:>9}  {layer.name}")
     finish(
         {
             "output": options.output,
