@@ -13,6 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from option_pages import field_table, verb_page, verb_table
+
 from repquant.cli.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
