@@ -47,7 +47,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     filled = _MARKER.sub(lambda marker: _MADE[marker[1]](marker[2] or ""), markdown)
     parts = _FENCE.split(filled)
-    return "".join(part if place_in % 2 else _LINK.sub(turned, part) for place_in, part in enumerate(parts))
+    return "".join(part if number % 2 else _LINK.sub(turned, part) for number, part in enumerate(parts))
 
 
 def _pages() -> Iterator[tuple[str, str]]:
@@ -61,9 +61,9 @@ def _pages() -> Iterator[tuple[str, str]]:
 
 
 def _example(path: Path) -> str:
-    """Return a program as a page under the first sentence that it says about itself."""
+    """Return a program as a page under the first words that it says about itself."""
     text = path.read_text(encoding="utf-8")
-    title = text.removeprefix('"""').partition("\n")[0].rstrip(".").partition(":")[0]
+    title = re.split(r"[.,:]?\n|[,:]", text.removeprefix('"""'), maxsplit=1)[0]
     return f"# {title}\n\n```python\n{text}```\n"
 
 
