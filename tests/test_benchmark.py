@@ -108,6 +108,23 @@ def test_by_default_what_is_installed_runs_and_reads_such_files(world, monkeypat
     assert [row.runtime for row in rq.benchmark(world.files["int8"], rounds=1).rows] == ["onnxruntime", "openvino"]
 
 
+def test_each_runtime_runs_the_files_that_it_reads(world, tmp_path, monkeypatch):
+    everything = ("pytorch", "onnxruntime", "litert")
+    monkeypatch.setattr(import_module("repquant.benchmark"), "installed", lambda: everything)
+    tflite = save(tmp_path / "int8.tflite")
+    rows = rq.benchmark(world.files["int8"], tflite, baseline=world.files["float"], rounds=1).rows
+    assert [(row.runtime, row.model, row.ratio is None) for row in rows] == [
+        ("onnxruntime", "float", False),
+        ("onnxruntime", "int8.onnx", False),
+        ("litert", "int8.tflite", True),
+    ]
+    assert rows[-1].gmacs_per_second is None
+    with pytest.raises(InputError, match="runtime openvino reads none of the files"):
+        rq.benchmark(tflite, runtimes=("openvino", "litert"))
+    with pytest.raises(InputError, match=r"no runtime reads .*int8\.tflite: litert would"):
+        rq.benchmark(world.files["int8"], tflite, runtimes=("openvino",))
+
+
 def test_files_of_one_name_keep_their_paths(world, tmp_path):
     (tmp_path / "other").mkdir()
     other = save(tmp_path / "other" / "int8.onnx", name="pixels")
@@ -159,8 +176,8 @@ def test_the_verb(world, tmp_path, capsys):
     assert [row["model"] for row in headline["results"]] == ["float", "int8"] * 4
     assert headline["results"][1]["float_kernels"] == ["head"]
     assert "samples_ms" not in headline["results"][0]
-    assert "onnxruntime, 2 threads, batch 16" in shown.out
-    assert "int8, onnxruntime, 1 thread, batch 1" in shown.out, "the layers of the first setting"
+    assert "onnxruntime, 2 threads, batch 16" in shown.err
+    assert "int8, onnxruntime, 1 thread, batch 1" in shown.err, "the layers of the first setting"
     assert "int8 in onnxruntime, not in integers: head (FP32, 0.500 ms)" in shown.err
     assert "int8 matrix products reach 0.5 GMAC/s on this CPU" in shown.err
     assert len(json.loads(output.read_text())["rows"]) == 8

@@ -8,7 +8,7 @@ import importlib
 import importlib.machinery
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,3 +92,54 @@ def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
             part.weight.data.uniform_(0.5, 1.5, generator=generator)
             part.bias.data.normal_(0, 0.1, generator=generator)
     return module.eval()
+
+
+class FinestMap(nn.Module):
+    """The last feature map of a backbone that lists them."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x):
+        return self.backbone(x).feature_maps[-1]
+
+
+def rt_detr() -> nn.Module:
+    backbone = {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 64, 128, 256],
+        "layer_type": "basic",
+        "depths": [2, 2, 2, 2],
+        "downsample_in_bottleneck": False,
+        "out_features": ["stage2", "stage3", "stage4"],
+        "model_type": "rt_detr_resnet",
+    }
+    return transformers_network(
+        "RTDetrForObjectDetection",
+        "RTDetrConfig",
+        backbone_config=backbone,
+        encoder_in_channels=[64, 128, 256],
+        d_model=64,
+        encoder_hidden_dim=64,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        num_queries=50,
+        decoder_in_channels=[64, 64, 64],
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        encoder_attention_heads=4,
+        num_labels=10,
+    )
+
+
+_OF_TRANSFORMERS: dict[str, Callable[[], nn.Module]] = {
+    "textnet": lambda: transformers_network("TextNetForImageClassification", "TextNetConfig", num_labels=10),
+    "pplcnetv3": lambda: FinestMap(transformers_network("PPLCNetV3Backbone", "PPLCNetV3Config")),
+    "rt_detr": rt_detr,
+}
+
+
+def network(name: str) -> nn.Module:
+    """Return a network of transformers by its name above, else that of timm."""
+    return _OF_TRANSFORMERS[name]() if name in _OF_TRANSFORMERS else timm_network(name)

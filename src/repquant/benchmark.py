@@ -18,15 +18,16 @@ from repquant.bench.macs import multiply_accumulates
 from repquant.bench.measurement import Measurement, summarize
 from repquant.bench.memory import own_memory
 from repquant.bench.peak import int8_peak
-from repquant.choices import ONNX_RUNTIMES
 from repquant.errors import InputError
 from repquant.report.speed import markdown_table
-from repquant.runtimes.available import installed, open_runtime, require
+from repquant.runtimes.available import ENGINES, installed, open_runtime, require
 from repquant.runtimes.interface import FileRuntime, ProfiledRuntime
 from repquant.targets.onnx_graph import read_graph
 
 _ON_GPU = ("tensorrt",)
+_ONNX = ".onnx"
 _ENGINE_SUFFIXES = (".engine", ".plan")
+_OTHER_SUFFIXES = (*_ENGINE_SUFFIXES, *sorted({engine.suffix for engine in ENGINES.values()} - {_ONNX}))
 _PROFILED_RUNS = 10
 
 Told = Callable[[str], None]
@@ -76,7 +77,7 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """A file to measure: its name in the result, and what is read off it; nothing is off an engine of TensorRT's."""
+    """A file to measure: its name in the result, and what is read off it where it is ONNX."""
 
     name: str
     path: Path
@@ -85,10 +86,17 @@ class _File:
 
     @classmethod
     def read(cls, path: Path, name: str) -> _File:
-        if path.suffix in _ENGINE_SUFFIXES:
+        if path.suffix in _OTHER_SUFFIXES:
             return cls(name=name, path=path, types={}, model=None)
         model = read_graph(path).model
         return cls(name=name, path=path, types=input_types(model), model=model)
+
+    def is_for(self, runtime: str) -> bool:
+        """Whether a runtime reads files of this kind: ONNX where the name says nothing else."""
+        suffix = self.path.suffix
+        if suffix in _OTHER_SUFFIXES:
+            return ENGINES[runtime].suffix == suffix or (runtime == "tensorrt" and suffix in _ENGINE_SUFFIXES)
+        return ENGINES[runtime].suffix == _ONNX
 
     def macs(self, inputs: Arrays) -> int | None:
         if self.model is None:
@@ -107,15 +115,17 @@ def benchmark(
     size: int = 224,
     on_step: Told = lambda _: None,
 ) -> Benchmark:
-    """Measure ONNX files of any tool: latency, throughput, memory, arithmetic, and where the time goes.
+    """Measure files of any tool: latency, throughput, memory, arithmetic, and where the time goes.
 
-    In each round every file runs once, in an order that is shuffled each round. Ratios are the median of the rounds'
-    ratios, with a bootstrap interval over rounds. Inputs are random.
+    In each round every file that a runtime reads runs once, in an order that is shuffled each round. Ratios are the
+    median of the rounds' ratios, with a bootstrap interval over rounds. Inputs are random. Runtimes take turns as a
+    whole: the threads of one are busy for a while behind a call, and would slow down the next.
 
     Args:
-        paths: ONNX files; for TensorRT engines, too.
-        baseline: file that ratios are to, as a rule the float one; it has rows of its own.
-        runtimes: "onnxruntime", "openvino", "tensorrt"; by default those that are installed.
+        paths: ONNX and .tflite files; for TensorRT engines, too.
+        baseline: file that ratios are to, as a rule the float one; it has rows of its own. Files of another kind have
+            no ratio.
+        runtimes: "onnxruntime", "openvino", "tensorrt", "litert"; by default those that are installed and read a file.
         threads: of a runtime on the CPU; None leaves them to it.
         batch: images a call.
         rounds: calls of each file that are measured.
@@ -124,31 +134,29 @@ def benchmark(
         on_step: told what is measured next.
 
     Raises:
-        InputError: no file, one that can't be read or run, a runtime that is not installed, inputs of the files that
-            differ in size, or a number that is out of its range.
+        InputError: no file, one that can't be read or run or that no runtime reads, a runtime that is not installed or
+            reads none of the files, inputs of the files that differ in size, or a number that is out of its range.
     """
-    names = tuple(runtimes or (name for name in installed() if name in ONNX_RUNTIMES))
-    for name in names:
-        require(name)
-    if not names:
-        raise InputError("no runtime that runs files is installed; run pip install 'repquant[onnxruntime]'")
     if wrong := [number for number in (*threads, *batch) if number is not None and number < 1]:
         raise InputError(f"threads and batches of {wrong[0]} were asked for; give numbers from 1 on")
     files = _read([*([baseline] if baseline is not None else []), *paths])
+    readers = _readers(files, runtimes)
     measured = {"rounds": rounds, "warm_up": warm_up}
     load = round(os.getloadavg()[0], 2)
     rows: list[Measurement] = []
     peaks: dict[tuple[str, int | None], float] = {}
-    for runtime in names:
+    for runtime, own in readers.items():
+        has_baseline = baseline is not None and own[0] is files[0]
         for count in dict.fromkeys((None,) if runtime in _ON_GPU else threads):
-            engines = [open_runtime(runtime, file.path, count) for file in files]
-            inputs = {images: _inputs(files, engines, images, size) for images in batch}
-            on_step(f"{runtime}, {_threads(count)}: int8 peak")
-            place = _place(runtime), count
-            peaks[place] = max(peaks.get(place, 0.0), int8_peak(runtime, count))
+            engines = [open_runtime(runtime, file.path, count) for file in own]
+            inputs = {images: _inputs(own, engines, images, size) for images in batch}
+            if ENGINES[runtime].suffix == _ONNX:  # the products are an ONNX file
+                on_step(f"{runtime}, {_threads(count)}: int8 peak")
+                place = _place(runtime), count
+                peaks[place] = max(peaks.get(place, 0.0), int8_peak(runtime, count))
             for images, given in inputs.items():
-                on_step(f"{runtime}, {_threads(count)}, batch {images}: {len(files)} files, {rounds} rounds")
-                rows += _rows(files, engines, given, images, count, baseline is not None, measured)
+                on_step(f"{runtime}, {_threads(count)}, batch {images}: {len(own)} files, {rounds} rounds")
+                rows += _rows(own, engines, given, images, count, has_baseline, measured)
     return Benchmark(
         rows=tuple(_with_share(row, peaks) for row in rows),
         baseline=files[0].name if baseline is not None else None,
@@ -163,8 +171,34 @@ def _read(paths: Sequence[str | PathLike[str]]) -> list[_File]:
     unique = list(dict.fromkeys(map(Path, paths)))
     if not unique:
         raise InputError("there is no file to measure; give at least one")
-    stems = [path.stem for path in unique]
-    return [_File.read(path, path.stem if stems.count(path.stem) == 1 else str(path)) for path in unique]
+    stems, names = [path.stem for path in unique], [path.name for path in unique]
+    return [
+        _File.read(path, stem if stems.count(stem) == 1 else name if names.count(name) == 1 else str(path))
+        for path, stem, name in zip(unique, stems, names, strict=True)
+    ]
+
+
+def _readers(files: Sequence[_File], runtimes: Sequence[str] | None) -> dict[str, list[_File]]:
+    """Return the runtimes that were asked for, else those that are installed and have something to run -> their files.
+
+    Raises:
+        InputError: a runtime that is not installed or reads none of the files, or a file that none of them reads.
+    """
+    names = tuple(runtimes or (name for name in installed() if name != "pytorch"))
+    for name in names:
+        require(name)
+    found = {name: [file for file in files if file.is_for(name)] for name in names}
+    for name in runtimes or ():
+        if not found[name]:
+            raise InputError(f"runtime {name} reads none of the files; leave it out, or give a file that it reads")
+    for file in files:
+        if not any(file in own for own in found.values()):
+            fitting = [name for name in ENGINES if name != "pytorch" and file.is_for(name)]
+            raise InputError(
+                f"no runtime reads {file.path}: {', '.join(fitting)} would; ask for one of them, and install it "
+                f"(pip install '{ENGINES[fitting[0]].package}')"
+            )
+    return {name: own for name, own in found.items() if own}
 
 
 def _inputs(files: Sequence[_File], engines: Sequence[FileRuntime], batch: int, size: int) -> list[Arrays]:

@@ -26,6 +26,14 @@ def test_a_log_gets_a_line_now_and_then(clock, capsys):
     ]
 
 
+def test_steps_follow_each_other_each_with_its_own_count(clock, capsys):
+    with console.steps({"calibrate": 100}) as advance:
+        for second, step in enumerate(["calibrate"] * 20 + ["mse"] * 20):
+            clock[0] = second
+            advance(step, 2)
+    assert capsys.readouterr().err.splitlines() == ["calibrate: 32 of 100, 2.13/s, 32 s left", "mse: 32, 2.13/s"]
+
+
 def test_what_is_quick_or_not_shown_says_nothing(clock, capsys):
     with console.progress("export", 3) as advance:
         advance(3)

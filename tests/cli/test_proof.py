@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from repquant.cli.proof import chance_notes, choice
+from repquant.cli.recording import chance_notes, choice
 from repquant.report.record import Record
 from repquant.report.rows import Row
 

@@ -55,6 +55,17 @@ def test_averages_that_count_their_padding_read_a_padded_tensor(x, zero_point, p
     np.testing.assert_allclose(outputs_of(changed, x), outputs_of(model, x), atol=1e-6)
 
 
+def test_a_value_that_is_given_out_twice_or_as_it_came_in_has_a_copy(x):
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], {}, "y")
+    model.graph.output.extend([model.graph.output[0], model.graph.input[0]])
+    named = name_ends(model, ["image"], ["first", "second", "third"])
+    onnx.checker.check_model(named, full_check=True)
+    first, second, third = ReferenceEvaluator(named).run(None, {"image": x})
+    np.testing.assert_array_equal(first, np.maximum(x, 0))
+    np.testing.assert_array_equal(second, first)
+    np.testing.assert_array_equal(third, x)
+
+
 def test_ends_are_named_whatever_the_values_inside_are_called(x):
     nodes = [helper.make_node("Relu", ["x"], ["linear"]), helper.make_node("Neg", ["linear"], ["image"])]
     model = name_ends(model_of(nodes, {}, "image"), ["image"], ["linear"])

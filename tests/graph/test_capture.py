@@ -12,6 +12,8 @@ from torch import fx, nn
 
 from repquant.errors import InputError
 from repquant.graph.capture import capture
+from repquant.graph.interface import output_names
+from repquant.graph.run import run
 from third_party import randomized
 
 aten = torch.ops.aten
@@ -286,6 +288,23 @@ def test_a_batch_that_the_code_fixes_is_that_of_the_example():
     captured = assert_captured_equally(FixedBatch(), torch.randn(3, 2, 2))
     assert not captured.meta["repquant"].dynamic_batch
     assert capture(FixedBatch(), torch.randn(1, 2, 2))(torch.randn(1, 2, 2)).shape == (1, 4)
+
+
+def test_another_batch_than_the_code_takes_is_refused():
+    captured = capture(FixedBatch(), torch.randn(3, 2, 2))
+    with pytest.raises(InputError, match=r"x is a batch of 2; the network could only be captured for batches of 3"):
+        run(captured, torch.randn(2, 2, 2))
+    assert run(captured, torch.randn(3, 2, 2))[0].shape == (3, 4)
+
+
+class Nested(nn.Module):
+    def forward(self, x):
+        return {"maps": [x + 1, x + 2], "head": {"logits": x.sum(1)}, "rest": (x * 2,)}, x * 3, x * 4
+
+
+def test_every_output_has_a_name_of_its_own():
+    names = output_names(capture(Nested(), torch.randn(2, 3)))
+    assert names == ["maps_0", "maps_1", "head_logits", "rest", "output_0", "output_1"]
 
 
 class OnItsInput(nn.Module):

@@ -53,3 +53,29 @@ def test_a_view_reads_the_integers_that_others_read_of_its_layer():
     layout = find_layout(capture(ClippedAndFlattened().eval(), torch.randn(2, 3, 6, 6)), resolve_target("onnxruntime"))
     (view,) = (node for node in layout.roundings if node in layout.tensor_of("first").members)
     assert layout.roundings[view] == ("first",)
+
+
+class BestPlaces(nn.Module):
+    """Scores every place and computes on with the two best ones, as detectors with queries do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.score, self.refine, self.head = (
+            nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1), nn.Linear(8, 8), nn.Linear(8, 2)
+        )  # fmt: skip
+
+    def forward(self, x):
+        features = torch.relu(self.stem(x))
+        scores = self.score(features).flatten(1)
+        places = scores.topk(2).indices
+        best = features.flatten(2).gather(2, places[:, None].expand(-1, 8, -1)).transpose(1, 2)
+        return {"scores": scores, "boxes": self.head(torch.relu(self.refine(best)))}
+
+
+def test_what_is_behind_a_selection_stays_in_float_and_says_so():
+    graph = capture(BestPlaces().eval(), torch.randn(2, 3, 6, 6))
+    layout = find_layout(graph, resolve_target("onnxruntime"), ["score"])
+    assert set(layout.layers) == {"stem"}
+    assert layout.floats["score"] == "kept in float as asked"
+    assert layout.floats["refine"] == layout.floats["head"] == "behind the selection topk"
+    assert not any(name.startswith(("refine", "head")) for name in layout.tensors)

@@ -4,74 +4,25 @@ from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from repquant.graph.linear import MergeReport
+from repquant.load import load
+from repquant.numerics.distance import sqnr_db
+from repquant.quantize import quantize
 from repquant.reparameterize import reparameterize
-from third_party import timm_network, transformers_network
-
-
-class FinestMap(nn.Module):
-    """The last feature map of a backbone that lists them."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x):
-        return self.backbone(x).feature_maps[-1]
-
-
-def rt_detr() -> nn.Module:
-    backbone = {
-        "embedding_size": 16,
-        "hidden_sizes": [16, 64, 128, 256],
-        "layer_type": "basic",
-        "depths": [2, 2, 2, 2],
-        "downsample_in_bottleneck": False,
-        "out_features": ["stage2", "stage3", "stage4"],
-        "model_type": "rt_detr_resnet",
-    }
-    return transformers_network(
-        "RTDetrForObjectDetection",
-        "RTDetrConfig",
-        backbone_config=backbone,
-        encoder_in_channels=[64, 128, 256],
-        d_model=64,
-        encoder_hidden_dim=64,
-        encoder_ffn_dim=128,
-        decoder_ffn_dim=128,
-        num_queries=50,
-        decoder_in_channels=[64, 64, 64],
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        encoder_attention_heads=4,
-        num_labels=10,
-    )
-
-
-NETWORKS = {
-    "repvgg_a0": lambda: timm_network("repvgg_a0"),
-    "mobileone_s0": lambda: timm_network("mobileone_s0"),
-    "repvit_m0_9": lambda: timm_network("repvit_m0_9"),
-    "fastvit_t8": lambda: timm_network("fastvit_t8"),
-    "lcnetv2_small": lambda: timm_network("lcnetv2_small"),
-    "resnet18": lambda: timm_network("resnet18"),
-    "mobilenetv2_100": lambda: timm_network("mobilenetv2_100"),
-    "textnet": lambda: transformers_network("TextNetForImageClassification", "TextNetConfig", num_labels=10),
-    "pplcnetv3": lambda: FinestMap(transformers_network("PPLCNetV3Backbone", "PPLCNetV3Config")),
-    "rt_detr": rt_detr,
-}
+from third_party import network, transformers_network
 
 
 @cache
 def merged(name: str, size: int = 64) -> MergeReport:
     """Reparameterize a network once, look at that it computes the same, and return the report."""
-    network, x = NETWORKS[name](), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    deploy = reparameterize(network, x)
+    module, x = network(name), torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    deploy = reparameterize(module, x)
     with torch.no_grad():
-        for actual, expected in zip(floats(deploy(x)), floats(network(x)), strict=True):
+        for actual, expected in zip(floats(deploy(x)), floats(module(x)), strict=True):
             assert float((actual - expected).abs().max() / expected.abs().max()) < 2e-5
     return deploy.meta["reparameterization"]
 
@@ -124,11 +75,34 @@ def test_a_detector_with_repconv_blocks_and_frozen_normalization():
 @pytest.mark.timeout(1200)  # on a busy machine the exporter takes minutes
 def test_a_detector_that_selects_queries_is_equal_up_to_the_selection():
     """D-FINE takes the 300 best of 1,344 places; untrained, scores are closer than rounding, and places swap."""
-    network = transformers_network("DFineForObjectDetection", "DFineConfig", num_labels=10)
+    module = transformers_network("DFineForObjectDetection", "DFineConfig", num_labels=10)
     x = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
-    deploy = reparameterize(network, x)
+    deploy = reparameterize(module, x)
     with torch.no_grad():
-        actual, expected = deploy(x), network(x)
+        actual, expected = deploy(x), module(x)
     for name in ("enc_outputs_class", "enc_outputs_coord_logits"):
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-5)
     assert deploy.meta["reparameterization"].convolutions_after == 145
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # on a busy machine the exporter takes minutes
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_detector_in_integers_up_to_the_selection(target, tmp_path):
+    """The decoder stays in float; what is selected can't be compared, as the scores of an untrained one lie so near."""
+    noise = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = F.interpolate(noise, size=256, mode="bilinear")
+    deploy = reparameterize(network("rt_detr"), x[:2])
+    int8 = quantize(deploy, x[:6].split(2), target=target, rounding_images=4)
+    floats = {layer.name: layer.reason for layer in int8.layers if layer.precision == "float32"}
+    decoder = [name for name in floats if name.startswith("model.decoder") or name.startswith("decoder")]
+    assert decoder
+    assert all(floats[name].startswith("behind the selection") for name in decoder if "value_proj" not in name)
+    int8.save(tmp_path / "detector.onnx")
+    with torch.no_grad():
+        expected, simulated = deploy(x[6:]), int8(x[6:])
+    runtime = load(tmp_path / "detector.onnx", runtime=target)
+    executed = dict(zip(runtime.outputs, runtime(x[6:].numpy()), strict=True))
+    scores = "enc_outputs_class"
+    assert sqnr_db(expected[scores], simulated[scores]) > 25
+    assert sqnr_db(simulated[scores], torch.as_tensor(executed[scores])) > 45

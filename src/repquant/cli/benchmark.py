@@ -1,4 +1,4 @@
-"""Measure the speed of ONNX files, of any tool, on the runtimes of this machine.
+"""Measure the speed of files, of any tool, on the runtimes of this machine.
 
 In each round every file runs once, in a shuffled order, so that ratios hold on a machine that is not quiet. Besides
 latency: throughput, memory, multiply-accumulates a second and their share of the most that int8 matrix products reach
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from repquant.choices import ONNX_RUNTIMES
+from repquant.choices import RUNTIMES
 from repquant.cli.console import finish, say, show, show_configuration
 from repquant.cli.options import argument
 from repquant.errors import InputError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from repquant.benchmark import Benchmark
 
 _NOT_IN_HEADLINE = ("layers", "samples_ms")
-_RUNTIME_NAMES = Names(ONNX_RUNTIMES)
+_RUNTIME_NAMES = Names(tuple(name for name in RUNTIMES if name != "pytorch"))
 EXAMPLE = "repquant benchmark runs/a0/mse.onnx --float runs/a0/float.onnx --threads 1,2 --batch 1,16"
 
 _FLOAT_FILE = 90
@@ -33,9 +33,9 @@ _FLOAT_FILE = 90
 class Options:
     """Options of `repquant benchmark`."""
 
-    files: tuple[str, ...] = argument("ONNX files; for tensorrt engines, too")
-    float: str = option("ONNX file that ratios are to; another one than the float one serves as well", "")
-    runtimes: str = option("what executes the files; default: all that are installed", "", _RUNTIME_NAMES)
+    files: tuple[str, ...] = argument("ONNX and .tflite files; for tensorrt engines, too")
+    float: str = option("file that ratios are to; another one than the float one serves as well", "")
+    runtimes: str = option("what executes the files; default: all that are installed and read one", "", _RUNTIME_NAMES)
     threads: str = option("threads of a runtime, several numbers with commas; default: as many as it likes", "")
     batch: str = option("images a call, several numbers with commas", "1")
     rounds: int = option("calls of each file that are measured", 50, POSITIVE_COUNT)

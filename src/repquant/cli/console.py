@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -30,10 +30,10 @@ def say(sentence: str) -> None:
 
 
 def show(renderable: Any) -> None:
-    """Print a table on stdout, at its full width when stdout is no terminal."""
+    """Print a table: on stdout where that is a terminal; else, at full width, on stderr, as a program reads stdout."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(width=200, stderr=True)
     console.print(renderable)
 
 
@@ -70,14 +70,14 @@ LINE_SECONDS = 15.0
 
 
 @contextmanager
-def progress(what: str, total: int, *, shown: bool = True) -> Iterator[Advance]:
+def progress(what: str, total: int | None, *, shown: bool = True) -> Iterator[Advance]:
     """Show on stderr how far the block is, as a bar or, where that is no terminal, as a line now and then.
 
     Yields a function that counts a number of items as done.
 
     Args:
         what: is done.
-        total: of the items.
+        total: of the items; None where it is not known.
         shown: false for a process that does not speak for all.
     """
     if not sys.stderr.isatty():
@@ -102,11 +102,33 @@ def progress(what: str, total: int, *, shown: bool = True) -> Iterator[Advance]:
         yield advance
 
 
+@contextmanager
+def steps(totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
+    """Show the steps of one long work as they come, each with a progress of its own.
+
+    Yields a function that is called with the name of a step and what was done of it since the last call.
+
+    Args:
+        totals: name of a step -> how much it is in all; others have no end that is known.
+    """
+    with ExitStack() as shown:
+        current: tuple[str, Advance] | None = None
+
+        def advance(step: str, done: int) -> None:
+            nonlocal current
+            if current is None or current[0] != step:
+                shown.close()
+                current = step, shown.enter_context(progress(step, totals.get(step)))
+            current[1](done)
+
+        yield advance
+
+
 def _nothing(items: int, note: str = "") -> None:
     pass
 
 
-def _lines(what: str, total: int) -> Advance:
+def _lines(what: str, total: int | None) -> Advance:
     """Return a function that counts, and says how far it is when `LINE_SECONDS` have passed since it last did."""
     started = said = monotonic()
     done = 0
@@ -115,11 +137,12 @@ def _lines(what: str, total: int) -> Advance:
         nonlocal said, done
         done += items
         now = monotonic()
-        if now - said < LINE_SECONDS or done >= total:
+        if now - said < LINE_SECONDS or (total is not None and done >= total):
             return
         said = now
         rate = done / (now - started)
-        left = f", {(total - done) / rate:.0f} s left" if rate else ""
-        say(f"{what}: {done:,} of {total:,}, {rate:.3g}/s{left}{f', {note}' if note else ''}")
+        of_all = "" if total is None else f" of {total:,}"
+        left = "" if total is None or not rate else f", {(total - done) / rate:.0f} s left"
+        say(f"{what}: {done:,}{of_all}, {rate:.3g}/s{left}{f', {note}' if note else ''}")
 
     return advance

@@ -75,7 +75,7 @@ def run(options: Options) -> None:
 
 def _evaluate(options: Options, ranks: Ranks, device: torch.device) -> None:
     from repquant.cli.inputs import identified, open_loader
-    from repquant.cli.proof import hardly_better_than_chance
+    from repquant.cli.recording import hardly_better_than_chance
     from repquant.evaluate.accuracy import accuracy
     from repquant.evaluate.stream import Evaluation, evaluate
     from repquant.export.file_facts import FileFacts, read_file_facts

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from repquant.cli.console import progress, say, show
+from repquant.cli.console import progress, say
 from repquant.cli.options import AUTO, RUNTIME_NAMES
 from repquant.errors import InputError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from repquant.cli.inputs import Calibration
     from repquant.data.loading import Loader
-    from repquant.report.record import DisagreementRecord, Record
+    from repquant.report.record import DisagreementRecord
     from repquant.report.rows import Row
     from repquant.runtimes.interface import Runtime
     from repquant.targets.target import Target
@@ -37,57 +37,6 @@ class Proof:
     float_row: Row
     rows: tuple[Row, ...]
     disagreements: tuple[DisagreementRecord, ...]
-
-
-def tell(record: Record, already_said: int = 0) -> None:
-    """Show the table of a record, its notes but for the first `already_said`, and how many images were left out."""
-    from repquant.report.tables import comparison, screen_table
-
-    show(screen_table(record, comparison(record)))
-    for note in record.notes[already_said:]:
-        say(note)
-    if record.skipped:
-        say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
-
-
-def choice(record: Record) -> str:
-    """Return the sentence that names the file to take: the one that the report page is about."""
-    from repquant.report.verdict import served_row
-
-    best = served_row(record)
-    assert best is not None, "a run that quantized has rows of what it made"
-    where = "in the simulation" if best.runtime == "pytorch" else f"in {best.runtime}"
-    if best.model is None:
-        return f"nothing was exported; {best.calibrator} is nearest to float {where}"
-    lost = ""
-    if best.drop is not None and best.drop_ci95 is not None:
-        low, high = best.drop_ci95
-        within = " (which is within noise)" if low <= 0 <= high else ""
-        lost = f", top-1 {best.top1:.2f} %, {best.drop:.2f} points below float{within}"
-    same = f"the same class as float on {best.agreement:.2f} % of the images"
-    return f"take {best.model}: {where} {same}{lost}"
-
-
-def hardly_better_than_chance(top1: float, classes: Sequence[str] | None) -> str:
-    """Return a warning where a float model is hardly better than chance, and "" elsewhere.
-
-    Something that it is given is not what it expects. Hardly better is less than a tenth of the way from chance to
-    100 %.
-    """
-    chance = 100 / len(classes) if classes else 0.0
-    if not classes or top1 >= chance + (100 - chance) / 10:
-        return ""
-    return (
-        f"warning: top-1 in float is {top1:.2f} %, and chance {chance:.2f} %: are --image-size, --crop-ratio, --mean "
-        "and --std those that the model was trained with, and the classes in its order?"
-    )
-
-
-def chance_notes(record: Record, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the warning of `hardly_better_than_chance` for the float model of a record, where it is needed."""
-    top1 = None if record.float_row is None else record.float_row.top1
-    warning = "" if top1 is None else hardly_better_than_chance(top1, classes)
-    return (warning,) if warning else ()
 
 
 def proving_runtimes(names: str, target: Target) -> tuple[str, ...]:

@@ -9,8 +9,10 @@ The method of other tools is --equalization none --rounding nearest --rounding-i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import (
@@ -25,6 +27,15 @@ from repquant.cli.options import (
     TargetOptions,
 )
 from repquant.option_ranges import option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import fx
+
+    from repquant.cli.inputs import Calibration
+    from repquant.methods.method import PtqMethod
+    from repquant.targets.target import Target
 
 EXAMPLE = "repquant ptq --arch RepVGG-A0 --weights A0.pth --data FOLDER --target tensorrt --output runs/a0"
 
@@ -54,23 +65,12 @@ def run(options: Options) -> None:
     config = show_configuration("ptq", options)
 
     from repquant.atomic import new_folder
-    from repquant.bench.environment import environment
-    from repquant.cli.inputs import (
-        hashed_weights,
-        kept_names,
-        load_graph,
-        open_calibration,
-        open_loader,
-        open_method,
-        open_target,
-        saturation_notes,
-        skipped_images,
-    )
+    from repquant.cli.inputs import load_graph, open_calibration, open_loader, open_method, open_target, skipped_images
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import chance_notes, choice, prove, proving_runtimes, tell
-    from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
+    from repquant.cli.proof import prove, proving_runtimes
+    from repquant.cli.recording import choice, record_of, tell
     from repquant.graph.devices import full_precision
-    from repquant.report.record import Record, headline, write_record
+    from repquant.report.record import headline, write_record
     from repquant.train.distributed import open_device
 
     calibrators = CALIBRATOR_NAMES.split(options.calibrator)
@@ -83,40 +83,17 @@ def run(options: Options) -> None:
     if method.rounding == "learned" and options.rounding_images > 0:
         # Beside the output folder, which appears only at the end: what has been learned survives an interruption.
         checkpoints = {name: output.with_name(f"{output.name}.{name}.rounding") for name in calibrators}
+        say(f"finished layers are kept in {output}.*.rounding: the same command goes on from there")
 
     with full_precision(device), new_folder(output, overwrite=options.overwrite, marker="result.json") as folder:
         graph = load_graph(options, options.image_size, device)
         evaluation = open_loader(options, "val", options.num_classes)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
-
-        timed = calibrate(graph, method, target, calibration, kept_names(options))
-        plans = {}
-        search_seconds = {}
-        for calibrator in calibrators:
-            search_started = perf_counter()
-            plans[calibrator] = timed.calibrated.plan(calibrator, percentile=options.percentile)
-            search_seconds[calibrator] = perf_counter() - search_started
-        started = perf_counter()
-        if checkpoints and calibration.rounding:
-            check_checkpoints(timed.calibrated, plans, calibration.rounding, checkpoints)
-            say(f"finished layers are kept in {output}.*.rounding: the same command goes on from there")
-        quantized = {
-            name: round_network(timed.calibrated, plan, calibration, name, checkpoints.get(name)).simulated()
-            for name, plan in plans.items()
-        }
-        rounding_seconds = perf_counter() - started
-        rounding = method.rounding if calibration.rounding else "nearest"
-        searches = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in search_seconds.items())
-        cost = (
-            f"equalization {method.equalization}: {timed.prepare_seconds:.1f} s; calibration: one pass over "
-            f"{calibration.images_read} images {timed.collect_seconds:.1f} s; searches: {searches}; "
-            f"rounding {rounding}: {rounding_seconds / len(calibrators):.1f} s a calibrator"
-        )
-        say(cost)
-
+        made = _quantize(graph, options, method, target, calibration, calibrators, checkpoints)
+        say(made.cost)
         proof = prove(
             graph,
-            quantized,
+            made.networks,
             evaluation,
             calibration,
             runtimes,
@@ -125,24 +102,75 @@ def run(options: Options) -> None:
             target,
             benchmark=options.benchmark,
         )
-        record = Record(
-            command="ptq",
+        record = record_of(
+            "ptq",
+            options,
+            config,
+            proof,
+            target=target,
             output=options.output,
-            config=config,
-            inputs=hashed_weights(options),
-            environment=environment(),
-            calibration=calibration.record(timed.collect_seconds),
-            notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
+            calibration=calibration,
+            evaluation=evaluation,
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
-            float_row=proof.float_row,
-            results=proof.rows,
-            disagreements=proof.disagreements,
-            work_seconds=timed.seconds + sum(search_seconds.values()) + rounding_seconds,
+            notes=[made.cost],
+            calibration_seconds=made.collect_seconds,
+            work_seconds=made.seconds,
         )
-        record = replace(record, notes=record.notes + chance_notes(record, evaluation.classes))
         write_record(record, folder / "result.json")
     for checkpoint in checkpoints.values():
         checkpoint.unlink(missing_ok=True)
     tell(record, already_said=1)
     say(choice(record))
     finish(headline(record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """Calibrator -> simulated network, and what they cost."""
+
+    networks: dict[str, fx.GraphModule]
+    cost: str
+    collect_seconds: float
+    seconds: float
+
+
+def _quantize(
+    graph: fx.GraphModule,
+    options: Options,
+    method: PtqMethod,
+    target: Target,
+    calibration: Calibration,
+    calibrators: Sequence[str],
+    checkpoints: Mapping[str, Path],
+) -> _Made:
+    """Calibrate once, and round the weights for the ranges of each calibrator."""
+    from repquant.cli.inputs import kept_names
+    from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
+
+    timed = calibrate(graph, method, target, calibration, kept_names(options))
+    plans = {}
+    searches = {}
+    for calibrator in calibrators:
+        started = perf_counter()
+        plans[calibrator] = timed.calibrated.plan(calibrator, percentile=options.percentile)
+        searches[calibrator] = perf_counter() - started
+    started = perf_counter()
+    if calibration.rounding:
+        check_checkpoints(timed.calibrated, plans, calibration.rounding, checkpoints)
+    networks = {
+        name: round_network(timed.calibrated, plan, calibration, name, checkpoints.get(name)).simulated()
+        for name, plan in plans.items()
+    }
+    rounding_seconds = perf_counter() - started
+    rounding = method.rounding if calibration.rounding else "nearest"
+    searched = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in searches.items())
+    return _Made(
+        networks=networks,
+        cost=(
+            f"equalization {method.equalization}: {timed.prepare_seconds:.1f} s; calibration: one pass over "
+            f"{calibration.images_read} images {timed.collect_seconds:.1f} s; searches: {searched}; "
+            f"rounding {rounding}: {rounding_seconds / len(calibrators):.1f} s a calibrator"
+        ),
+        collect_seconds=timed.collect_seconds,
+        seconds=timed.seconds + sum(searches.values()) + rounding_seconds,
+    )

@@ -81,26 +81,23 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
     import torch
     from torch import fx
 
-    from repquant.bench.environment import environment
     from repquant.cli.inputs import (
-        file_sha256,
         kept_names,
         load_network,
         open_calibration,
         open_loader,
         open_target,
-        saturation_notes,
         skipped_images,
-        weights_path,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import prove, proving_runtimes, tell
+    from repquant.cli.proof import prove, proving_runtimes
+    from repquant.cli.recording import record_of, tell
     from repquant.cli.training import begin, open_images, train
     from repquant.graph.interface import with_example
     from repquant.models.checkpoints import save_model
     from repquant.models.reparam import reparameterize
     from repquant.qat.network import make_trainable, trained_integers
-    from repquant.report.record import Record, headline, write_record
+    from repquant.report.record import headline, write_record
     from repquant.repvgg.insert_bn import load_inserted_bn
     from repquant.repvgg.qat_start import bare_start, captured, rounded_deploy
     from repquant.repvgg.qat_task import RepVGGQatTask
@@ -167,18 +164,17 @@ def _qat(options: Options, ranks: Ranks, device: torch.device, until_the_end: Ex
         f"start {start_seconds:.1f} s; training {len(trainer.history)} epochs at a peak learning rate of "
         f"{settings.learning_rate:.3g}, {train_seconds:.1f} s"
     )
-    record = Record(
-        command="qat",
+    record = record_of(
+        "qat",
+        options,
+        config,
+        proof,
+        target=target,
         output=options.output,
-        config=config,
-        inputs={"weights": file_sha256(weights_path(options))},
-        environment=environment(),
-        calibration=calibration.record(),
-        notes=tuple(note for note in (cost, target.note, *saturation_notes(target, runtimes)) if note),
+        calibration=calibration,
+        evaluation=evaluation,
         skipped=training.skipped | skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
-        float_row=proof.float_row,
-        results=proof.rows,
-        disagreements=proof.disagreements,
+        notes=[cost],
         work_seconds=start_seconds + train_seconds,
     )
     write_record(record, output / "result.json")

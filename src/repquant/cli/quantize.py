@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from repquant.cli.console import finish, say, show, show_configuration
+from repquant.cli.console import finish, say, show, show_configuration, steps
 from repquant.cli.options import (
     CalibrationOptions,
     DataOptions,
@@ -61,24 +61,22 @@ def run(options: Options) -> None:
     options = identified(options)
     config = show_configuration("quantize", options)
     from repquant.atomic import new_folder
-    from repquant.bench.environment import environment
     from repquant.cli.inputs import (
         has_validation,
-        hashed_weights,
         held_back_loader,
         kept_names,
         load_graph,
         open_calibration,
         open_loader,
         open_target,
-        saturation_notes,
         skipped_images,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.proof import chance_notes, choice, prove, proving_runtimes, tell
+    from repquant.cli.proof import prove, proving_runtimes
     from repquant.cli.quantizing import ImagesOf
+    from repquant.cli.recording import choice, record_of, tell
     from repquant.graph.devices import full_precision
-    from repquant.report.record import AttemptRecord, Record, headline, write_record
+    from repquant.report.record import AttemptRecord, headline, write_record
     from repquant.report.tables import trail_table
     from repquant.search import search
     from repquant.train.distributed import open_device
@@ -95,18 +93,21 @@ def run(options: Options) -> None:
         held_back = held_back_loader(options, options, options.held_back_images, options.num_classes)
         is_labelled = has_validation(options.data)
         evaluation = open_loader(options, "val", options.num_classes) if is_labelled else held_back
-        found = search(
-            graph,
-            ImagesOf(calibration.ranges),
-            target=target,
-            max_drop=options.max_drop,
-            held_back=ImagesOf(held_back),
-            minutes=options.minutes,
-            keep_float=kept,
-            percentile=options.percentile,
-            rounding_images=options.rounding_images,
-            on_attempt=_say_attempt,
-        )
+        images = calibration.ranges.images
+        with steps({"scale channels": images, "calibrate": images}) as on_progress:
+            found = search(
+                graph,
+                ImagesOf(calibration.ranges),
+                target=target,
+                max_drop=options.max_drop,
+                held_back=ImagesOf(held_back),
+                minutes=options.minutes,
+                keep_float=kept,
+                percentile=options.percentile,
+                rounding_images=options.rounding_images,
+                on_progress=on_progress,
+                on_attempt=_say_attempt,
+            )
         outcome = found.outcome
         chosen = outcome.attempts[outcome.best][0]
         say(outcome.reason)
@@ -123,28 +124,25 @@ def run(options: Options) -> None:
             benchmark=options.benchmark,
         )
         tried = zip(outcome.attempts, found.seconds, strict=True)
-        record = Record(
-            command="quantize",
+        record = record_of(
+            "quantize",
+            options,
+            config,
+            proof,
+            target=target,
             output=options.output,
-            config=config,
-            inputs=hashed_weights(options),
-            environment=environment(),
-            calibration=calibration.record(),
-            notes=(
-                outcome.reason,
-                *found.notes,
-                *([target.note] if target.note else []),
-                *saturation_notes(target, runtimes),
-                *surprises(options.max_drop, proof.rows if is_labelled and outcome.met else ()),
-                *([] if is_labelled else ["there is no val/: the table is of the held-back calibration images"]),
-            ),
+            calibration=calibration,
+            evaluation=evaluation,
             skipped=skipped_images(
                 {"calibration": calibration.ranges, "held back": held_back, "evaluation": evaluation}
             ),
-            float_row=proof.float_row,
-            results=proof.rows,
-            disagreements=proof.disagreements,
-            trail=tuple(
+            notes=(
+                outcome.reason,
+                *found.notes,
+                *surprises(options.max_drop, proof.rows if is_labelled and outcome.met else ()),
+                *([] if is_labelled else ["there is no val/: the table is of the held-back calibration images"]),
+            ),
+            trail=[
                 AttemptRecord(
                     name=candidate.name,
                     keep_float=candidate.keep_float,
@@ -156,9 +154,8 @@ def run(options: Options) -> None:
                     chosen=index == outcome.best,
                 )
                 for index, ((candidate, score), spent) in enumerate(tried)
-            ),
+            ],
         )
-        record = replace(record, notes=record.notes + chance_notes(record, evaluation.classes))
         write_record(record, folder / "result.json")
     show(trail_table(record))
     tell(record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -70,7 +70,7 @@ def calibrate(
 
 
 def check_checkpoints(
-    calibrated: Calibrated, plans: dict[str, Plan], rounding: Loader, checkpoints: dict[str, Path]
+    calibrated: Calibrated, plans: Mapping[str, Plan], rounding: Loader, checkpoints: Mapping[str, Path]
 ) -> None:
     """Refuse a checkpoint of another run before anything is learned, of whichever calibrator it is.
 

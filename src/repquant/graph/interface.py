@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ def input_names(graph: fx.GraphModule) -> list[str]:
 def output_names(graph: fx.GraphModule) -> list[str]:
     """Return a name for each output tensor: the dict keys that lead to it, else `output`, numbered if there are more.
 
+    Tensors in a list or tuple under the same keys are numbered too.
+
     Args:
         graph: from `capture`.
     """
@@ -63,9 +66,9 @@ def output_names(graph: fx.GraphModule) -> list[str]:
     tree = values if spec is None else pytree.tree_unflatten(values, spec)
     paths = [path for path, value in pytree.tree_flatten_with_path(tree)[0] if isinstance(value, fx.Node)]
     keys = ["_".join(str(key.key) for key in path if isinstance(key, pytree.MappingKey)) for path in paths]
-    unnamed = sum(not key for key in keys)
-    numbered = iter(["output"] if unnamed == 1 else [f"output_{number}" for number in range(unnamed)])
-    return [key or next(numbered) for key in keys]
+    keys = [key or "output" for key in keys]
+    numbers = {key: count() for key in keys}
+    return [f"{key}_{next(numbers[key])}" if keys.count(key) > 1 else key for key in keys]
 
 
 def as_returned(graph: fx.GraphModule, outputs: Sequence[Tensor]) -> Any:

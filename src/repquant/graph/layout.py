@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from repquant.errors import InputError
 from repquant.graph.operators import KEEPS_GRID, Kind, find_operator, holds_floats, layer_nodes, layer_of, operands
+from repquant.graph.selections import behind_selections
 from repquant.targets.target import Target
 
 
@@ -63,6 +64,8 @@ class Layout:
 def find_layout(graph: fx.GraphModule, target: Target, keep_float: Collection[str] = ()) -> Layout:
     """Return where a captured network is rounded.
 
+    What is behind a selection (see `graph.selections`) stays in float.
+
     Args:
         graph: from `capture`.
         target: the runtime.
@@ -71,7 +74,9 @@ def find_layout(graph: fx.GraphModule, target: Target, keep_float: Collection[st
     Raises:
         InputError: `keep_float` has a name that is not known, or leaves no layer.
     """
-    return _Finder(graph, target, resolve_keep_float(graph, keep_float)).layout()
+    kept = {name: f"behind the selection {selection}" for name, selection in behind_selections(graph).items()}
+    kept |= dict.fromkeys(resolve_keep_float(graph, keep_float), "kept in float as asked")
+    return _Finder(graph, target, kept).layout()
 
 
 def layer_names(graph: fx.GraphModule) -> tuple[str, ...]:
@@ -104,7 +109,7 @@ def resolve_keep_float(graph: fx.GraphModule, keep_float: Collection[str]) -> fr
 class _Finder:
     """Looks at the nodes from the last to the first: who needs integers decides what is rounded."""
 
-    def __init__(self, graph: fx.GraphModule, target: Target, kept: frozenset[str]) -> None:
+    def __init__(self, graph: fx.GraphModule, target: Target, kept: Mapping[str, str]) -> None:
         self._graph = graph
         self._target = target
         self._kept = kept
@@ -139,14 +144,14 @@ class _Finder:
             name = str(node.target)
             module = self._graph.get_submodule(name)
             if name in self._kept:
-                self._floats[name] = "kept in float as asked"
+                self._floats[name] = self._kept[name]
             elif layer_of(self._graph, node) is None:
                 self._floats[name] = f"{type(module).__name__} is not among the layers that are understood"
             else:
                 self._layers[node] = name
         elif node.op == "call_function" and any(operands(node)) and holds_floats(node):
             if node.name in self._kept:
-                self._floats[node.name] = "kept in float as asked"
+                self._floats[node.name] = self._kept[node.name]
             elif find_operator(node) is None and node.target is not operator.getitem:
                 self._floats[node.name] = f"{node.target} is not among the operators that are understood"
 
@@ -174,7 +179,7 @@ class _Finder:
 
     def _float_operands(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return what an operator that is not understood reads; nothing for outputs, layers and what is kept."""
-        is_kept = not self._kept.isdisjoint({node.name, str(node.target)})
+        is_kept = node.name in self._kept or str(node.target) in self._kept
         computes = node.op in ("call_function", "call_module") and node not in self._layers and holds_floats(node)
         return operands(node) if computes and not is_kept else ()
 

@@ -26,15 +26,29 @@ def inputs_of(graph: fx.GraphModule, batch: Batch) -> list[Tensor]:
         batch: as a data loader gives it.
 
     Raises:
-        InputError: fewer tensors than inputs, or something that is no tensor.
+        InputError: fewer tensors than inputs, something that is no tensor, or another batch size where the network was
+            captured for one alone.
     """
     names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
     leaves = pytree.tree_leaves(batch)[: len(names)]
     if len(leaves) < len(names) or not all(isinstance(leaf, Tensor) for leaf in leaves):
         given = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
         raise InputError(f"a batch holds {given}; the network needs {len(names)} tensors: {', '.join(names)}")
+    captured = graph.meta.get("repquant")
+    if captured is not None and not captured.dynamic_batch:
+        _require_sizes(names, leaves, pytree.tree_leaves(captured.example))
     device = device_of(graph)
     return [leaf.to(device) for leaf in leaves]
+
+
+def _require_sizes(names: list[str], given: list[Tensor], captured: list[Tensor]) -> None:
+    """Refuse another batch than that of the example, where the network's code takes no other."""
+    for name, value, example in zip(names, given, captured, strict=True):
+        if value.ndim and example.ndim and len(value) != len(example):
+            raise InputError(
+                f"{name} is a batch of {len(value)}; the network could only be captured for batches of {len(example)}, "
+                "as its example has: give batches of this size, or an example of yours"
+            )
 
 
 class _Observing(fx.Interpreter):

@@ -109,6 +109,7 @@ class Attempts:
         """Quantize the network so, and judge it."""
         began = perf_counter()
         rounded = self._round(candidate)
+        self._on_progress("judge", 0)
         score = self._judge(rounded.simulated())
         tried = _Tried(candidate, score, rounded, perf_counter() - began)
         if self._best is None or score.loss < self._best.score.loss:

@@ -1,0 +1,124 @@
+"""The record of a run that quantized: what all such verbs put into it, and what is said of it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from repquant.cli.console import say, show
+
+if TYPE_CHECKING:
+    from repquant.cli.inputs import Calibration
+    from repquant.cli.options import ModelOptions
+    from repquant.cli.proof import Proof
+    from repquant.data.loading import Loader
+    from repquant.report.record import AttemptRecord, Record
+    from repquant.targets.target import Target
+
+
+def record_of(
+    command: str,
+    options: ModelOptions,
+    config: dict[str, Any],
+    proof: Proof,
+    *,
+    target: Target,
+    output: str,
+    calibration: Calibration,
+    evaluation: Loader,
+    skipped: Mapping[str, str],
+    notes: Sequence[str] = (),
+    trail: Sequence[AttemptRecord] = (),
+    calibration_seconds: float | None = None,
+    work_seconds: float | None = None,
+) -> Record:
+    """Return the record of a proof.
+
+    Args:
+        command: the verb.
+        options: the network.
+        config: the resolved configuration.
+        proof: what was measured.
+        target: of the quantized models.
+        output: the folder, as it was given.
+        calibration: the images that were calibrated on.
+        evaluation: the images that were measured on.
+        skipped: unreadable images -> the reason.
+        notes: the verb's own sentences; those of the target, of this CPU and of a float model at chance follow.
+        trail: what a search tried, in order.
+        calibration_seconds: the pass over the calibration images.
+        work_seconds: to make the models out of the float one.
+    """
+    from repquant.bench.environment import environment
+    from repquant.cli.inputs import hashed_weights, saturation_notes
+    from repquant.report.record import Record
+
+    ran = {row.runtime for row in proof.rows}
+    record = Record(
+        command=command,
+        output=output,
+        config=config,
+        inputs=hashed_weights(options),
+        environment=environment(),
+        calibration=calibration.record(calibration_seconds),
+        notes=tuple(note for note in (*notes, target.note, *saturation_notes(target, tuple(ran))) if note),
+        skipped=dict(skipped),
+        float_row=proof.float_row,
+        results=proof.rows,
+        disagreements=proof.disagreements,
+        trail=tuple(trail),
+        work_seconds=work_seconds,
+    )
+    return replace(record, notes=record.notes + chance_notes(record, evaluation.classes))
+
+
+def tell(record: Record, already_said: int = 0) -> None:
+    """Show the table of a record, its notes but for the first `already_said`, and how many images were left out."""
+    from repquant.report.tables import comparison, screen_table
+
+    show(screen_table(record, comparison(record)))
+    for note in record.notes[already_said:]:
+        say(note)
+    if record.skipped:
+        say(f"{len(record.skipped)} unreadable images were left out; result.json names them")
+
+
+def choice(record: Record) -> str:
+    """Return the sentence that names the file to take: the one that the report page is about."""
+    from repquant.report.verdict import served_row
+
+    best = served_row(record)
+    assert best is not None, "a run that quantized has rows of what it made"
+    where = "in the simulation" if best.runtime == "pytorch" else f"in {best.runtime}"
+    if best.model is None:
+        return f"nothing was exported; {best.calibrator} is nearest to float {where}"
+    lost = ""
+    if best.drop is not None and best.drop_ci95 is not None:
+        low, high = best.drop_ci95
+        within = " (which is within noise)" if low <= 0 <= high else ""
+        lost = f", top-1 {best.top1:.2f} %, {best.drop:.2f} points below float{within}"
+    same = f"the same class as float on {best.agreement:.2f} % of the images"
+    return f"take {best.model}: {where} {same}{lost}"
+
+
+def hardly_better_than_chance(top1: float, classes: Sequence[str] | None) -> str:
+    """Return a warning where a float model is hardly better than chance, and "" elsewhere.
+
+    Something that it is given is not what it expects. Hardly better is less than a tenth of the way from chance to
+    100 %.
+    """
+    chance = 100 / len(classes) if classes else 0.0
+    if not classes or top1 >= chance + (100 - chance) / 10:
+        return ""
+    return (
+        f"warning: top-1 in float is {top1:.2f} %, and chance {chance:.2f} %: are --image-size, --crop-ratio, --mean "
+        "and --std those that the model was trained with, and the classes in its order?"
+    )
+
+
+def chance_notes(record: Record, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the warning of `hardly_better_than_chance` for the float model of a record, where it is needed."""
+    top1 = None if record.float_row is None else record.float_row.top1
+    warning = "" if top1 is None else hardly_better_than_chance(top1, classes)
+    return (warning,) if warning else ()
