@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-.PHONY: setup demo web test test-slow lint dist clean
+.PHONY: setup demo web test test-slow lint docs figures dist clean
 
 setup: $(STAMP)
 
@@ -38,9 +38,18 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; nothing is loaded from a network, then or now. It opens from the folder; its search
+# needs a server: python -m http.server --directory site
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The figures of docs/figures, from what was measured and lies in results/.
+figures: setup
+	$(BIN)/python scripts/figures.py
+
 # The archive of the sources, and from it the wheel.
 dist: setup
 	$(BIN)/python -m build --no-isolation --outdir dist
 
 clean:
-	rm -rf .venv .cache runs build dist
+	rm -rf .venv .cache runs build dist site

@@ -9,7 +9,7 @@
 #     scripts/verify_on_gpu.sh builtin builtin --arch RepVGG-tiny --num-classes 10 --image-size 32 --crop-ratio 1.0
 #
 # It needs repquant with its extra onnxruntime, and tensorrt or pytest, in the python that PYTHON names (default: python3).
-# This script has not been executed where a GPU is (docs/tensorrt.md).
+# This script has not been executed where a GPU is (docs/how-to/tensorrt.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
-NOT_RELEASED = (".git", ".venv", ".cache", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypo*")
+NOT_RELEASED = (
+    ".git",
+    ".venv",
+    ".cache",
+    "runs",
+    "build",
+    "dist",
+    "site",
+    "*.egg-info",
+    "__pycache__",
+    ".*_cache",
+    ".hypo*",
+)
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 
 

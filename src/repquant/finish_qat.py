@@ -19,12 +19,13 @@ def finish_qat(network: nn.Module) -> Quantized:
     Raises:
         InputError: another module, such as one that wraps it.
 
-    >>> import torch
-    >>> from repquant import prepare_qat
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
-    >>> int8 = finish_qat(prepare_qat(model, [torch.randn(8, 3, 16, 16)]))
-    >>> [layer.name for layer in int8.layers if layer.precision.startswith("int")]
-    ['0', '2']
+    Examples:
+        >>> import torch
+        >>> from repquant import prepare_qat
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
+        >>> int8 = finish_qat(prepare_qat(model, [torch.randn(8, 3, 16, 16)]))
+        >>> [layer.name for layer in int8.layers if layer.precision.startswith("int")]
+        ['0', '2']
     """
     if not isinstance(network, Trainable):
         raise InputError(

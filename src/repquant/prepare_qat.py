@@ -92,13 +92,14 @@ def prepare_qat(
     Raises:
         InputError: as `quantize`; learned rounding, or a shortcut that training has no form for.
 
-    >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
-    >>> images = torch.randn(8, 3, 16, 16)
-    >>> network = prepare_qat(model, [images], target="tensorrt")
-    >>> optimizer = torch.optim.AdamW(network.parameter_groups(learning_rate=0.01))
-    >>> network.distillation_loss(network(images), images).backward()
-    >>> optimizer.step()
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
+        >>> images = torch.randn(8, 3, 16, 16)
+        >>> network = prepare_qat(model, [images], target="tensorrt")
+        >>> optimizer = torch.optim.AdamW(network.parameter_groups(learning_rate=0.01))
+        >>> network.distillation_loss(network(images), images).backward()
+        >>> optimizer.step()
     """
     options, method = options or QatOptions(), method or PtqMethod()
     if method.rounding == "learned":

@@ -198,11 +198,12 @@ def quantize(
     Raises:
         InputError: a network that can't be captured, no batches, or a name that is not known.
 
-    >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
-    >>> int8 = quantize(model, [torch.randn(8, 3, 16, 16)], target="onnxruntime")
-    >>> [layer.name for layer in int8.layers if layer.precision.startswith("int")]
-    ['0', '2']
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)).eval()
+        >>> int8 = quantize(model, [torch.randn(8, 3, 16, 16)], target="onnxruntime")
+        >>> [layer.name for layer in int8.layers if layer.precision.startswith("int")]
+        ['0', '2']
     """
     batches = rereadable(batches)
     graph = captured(model, batches, example)

@@ -23,7 +23,7 @@ def reparameterize(model: nn.Module, example: Example) -> fx.GraphModule:
     Raises:
         InputError: the example doesn't fit the model, or the model can't be captured; the message names the line.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> class Block(nn.Module):

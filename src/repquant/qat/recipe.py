@@ -76,7 +76,7 @@ class QatRecipe(Recipe):
         """Return the recipe with a learning rate for so many steps in place of 0.
 
         Along a cosine the steps add up to half of the peak times their number: 0.7 steps of each kernel's grid, which
-        is enough for weights to reach the integer beside theirs (docs/qat.md).
+        is enough for weights to reach the integer beside theirs (docs/concepts/inside-qat.md).
         """
         if self.learning_rate:
             return self

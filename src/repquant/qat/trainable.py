@@ -63,7 +63,7 @@ class Trainable(nn.Module):
 
         An update of Adam has the size of its learning rate. Here that is counted in steps of the grid of each kernel,
         so that one number suits all layers and bits: half of it, times the number of updates along a cosine, should be
-        about 0.7 steps of the grid (docs/qat.md).
+        about 0.7 steps of the grid (docs/concepts/inside-qat.md).
 
         Args:
             learning_rate: in steps of each kernel's grid, for example 1.4 / number of updates, and at most 0.01.

@@ -1,7 +1,7 @@
 """TensorRT on an NVIDIA GPU.
 
 Typed against the stubs of TensorRT 10.13 and tested against a stand-in that is made from them. Nothing here has been
-executed with TensorRT itself (docs/tensorrt.md).
+executed with TensorRT itself (docs/how-to/tensorrt.md).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def require_tensorrt() -> str:
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise InputError(
             f"TensorRT {version} is installed, and 10.0 or newer is needed; for 8.6 write the file with "
-            "`stored_weights='float'` and build it with trtexec --int8 (docs/tensorrt.md)"
+            "`stored_weights='float'` and build it with trtexec --int8 (docs/how-to/tensorrt.md)"
         )
     return version
 

@@ -1,7 +1,7 @@
 """What TensorRT's ONNX parser refuses, and where its optimizer can't keep to integers.
 
 Nothing here runs TensorRT. The rules are those of its documentation and of the parser's source, for 10.x and 11.x;
-docs/tensorrt.md says what 8.6 asks for besides. Sources by short names:
+docs/how-to/tensorrt.md says what 8.6 asks for besides. Sources by short names:
 
 - parser: github.com/onnx/onnx-tensorrt, function QuantDequantLinearHelper, and docs/operators.md of 10.15
 - guide: docs.nvidia.com/deeplearning/tensorrt, "Working with Quantized Types", "Explicit Quantization", and there
