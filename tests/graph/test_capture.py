@@ -297,6 +297,23 @@ def test_another_batch_than_the_code_takes_is_refused():
     assert run(captured, torch.randn(3, 2, 2))[0].shape == (3, 4)
 
 
+class Affine(nn.Module):
+    """As in HGNetV2: a scale and a bias, which training has to move away from 1 and 0."""
+
+    def __init__(self, scale, bias):
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.tensor([scale])), nn.Parameter(torch.full((4,), bias))
+
+    def forward(self, x):
+        return (self.scale * torch.relu(x) + self.bias - self.bias) / self.scale
+
+
+@pytest.mark.parametrize(("scale", "bias", "operators"), [(1.0, 0.0, 1), (0.9, 0.0, 3), (1.0, 0.1, 3)])
+def test_products_with_one_and_sums_with_zero_are_left_out(scale, bias, operators):
+    captured = assert_captured_equally(Affine(scale, bias), torch.randn(2, 3, 4))
+    assert sum(node.op == "call_function" for node in captured.graph.nodes) == operators
+
+
 class Nested(nn.Module):
     def forward(self, x):
         return {"maps": [x + 1, x + 2], "head": {"logits": x.sum(1)}, "rest": (x * 2,)}, x * 3, x * 4

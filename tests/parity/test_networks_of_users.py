@@ -104,3 +104,27 @@ def test_a_layer_kept_in_float_is_float_in_the_file_too(graph, batch, tmp_path):
     floats = [name for name, operator in executed.items() if not operator.is_integer]
     assert [name.split("/")[0] for name in floats] == ["head"]
     assert network.agreement("onnxruntime", "linear").steps < 2
+
+
+class JoinedSigns(nn.Module):
+    """Concatenates what a ReLU gives with values of both signs, as HGNetV2 does: one grid, and its zero point is not 0."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        super().__init__()
+        self.clip = clip
+        self.stem, self.inner, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(16, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image)
+        return self.head(torch.cat([x, self.clip(self.inner(x))], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("clip", [nn.ReLU(), nn.ReLU6()])
+def test_a_relu_on_a_grid_with_negative_values_is_part_of_no_float_layer(clip, batch, tmp_path):
+    torch.manual_seed(1)
+    images = {"image": 8 * batch["image"]}
+    network = deploy(capture(JoinedSigns(clip).eval(), images), images, "onnxruntime", tmp_path / "network.onnx")
+    for engine in ENGINES:
+        assert network.agreement(engine, "output").steps < 2
+    assert network.agreement("onnxruntime", "output").equal == 1
+    assert all(operator.is_integer for operator in network.executed["onnxruntime"] if operator.is_product)

@@ -12,7 +12,7 @@ from repquant.graph.devices import device_of, example_on
 from repquant.graph.exporting import Example, export_functional
 from repquant.graph.layers import layers_as_modules
 from repquant.graph.names import place
-from repquant.graph.noops import remove_noops, remove_unused
+from repquant.graph.noops import remove_neutral, remove_noops, remove_unused
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +52,7 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
     remove_noops(graph)
     remove_unused(graph)
     constants = evaluate_constants(exported)
+    remove_neutral(graph, constants)
     layers_as_modules(graph, constants, root)
     fold_batch_norms(graph, constants, root)
     remove_unused(graph)

@@ -1,5 +1,6 @@
 """Calls that change nothing, taken out of a graph; and two spellings of one operator made one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from repquant.graph.arguments import arguments
+from repquant.graph.constants import Constant
 
 aten = torch.ops.aten
 
@@ -35,6 +37,7 @@ _NEUTRAL = {
     aten.div.Tensor: 1,
     aten.div.Scalar: 1,
 }
+_ORDERED = {aten.sub.Tensor, aten.sub.Scalar, aten.div.Tensor, aten.div.Scalar}
 _DROPOUTS = {aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default}
 _ASSERTIONS = {
     aten._assert_scalar.default,
@@ -65,6 +68,30 @@ def remove_noops(graph: fx.Graph) -> None:
             values = arguments(node)
             node.target = aten.pad.default
             node.args = (values["self"], values["pad"], "constant", values["value"])
+
+
+def remove_neutral(graph: fx.Graph, constants: Mapping[fx.Node, Constant]) -> None:
+    """Take out, in place, products with constants that are all 1 and sums with those that are all 0.
+
+    ONNX Runtime takes them out too, and then fuses less of the quantizers around them.
+    """
+    for node in list(graph.nodes):
+        neutral = _NEUTRAL.get(node.target)
+        if neutral is None or node in constants:
+            continue
+        first, second = node.args[:2]
+        pairs = [(first, second)] if node.target in _ORDERED else [(first, second), (second, first)]
+        for value, other in pairs:
+            constant = constants[other].plain if isinstance(other, fx.Node) and other in constants else None
+            if (
+                isinstance(value, fx.Node)
+                and isinstance(constant, Tensor)
+                and _same_kind(value.meta.get("val"), node.meta.get("val"))
+                and bool((constant == neutral).all())
+            ):
+                node.replace_all_uses_with(value)
+                graph.erase_node(node)
+                break
 
 
 def remove_unused(graph: fx.Graph) -> None:
