@@ -107,7 +107,7 @@ def test_a_layer_kept_in_float_is_float_in_the_file_too(graph, batch, tmp_path):
 
 
 class JoinedSigns(nn.Module):
-    """Concatenates what a ReLU gives with values of both signs, as HGNetV2 does: one grid, and its zero point is not 0."""
+    """Joins what a ReLU gives with values of both signs, as HGNetV2 does: the zero point of their grid is not 0."""
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
