@@ -46,15 +46,13 @@ def run(options: Options) -> None:
 def _insert_bn(options: Options, ranks: Ranks) -> None:
     import torch
 
-    from repquant.cli.inputs import load_deploy_network, training_loader
+    from repquant.cli.inputs import identified, load_deploy_network, training_loader
     from repquant.cli.outputs import output_file
     from repquant.repvgg.insert_bn import FEW_IMAGES, insert_bn, measure_outputs, merge_outputs, save_inserted_bn
 
-    if ranks.is_main:
-        from repquant.cli.inputs import identified
-
     options = identified(options)
-    show_configuration("insert-bn", options)
+    if ranks.is_main:
+        show_configuration("insert-bn", options)
     if options.averaging == "ema" and ranks.world_size > 1:
         raise InputError(
             "--averaging ema weighs a batch by those that follow it, which several processes do not have; pass "
