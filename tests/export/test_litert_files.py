@@ -153,7 +153,7 @@ def test_names_may_have_any_letters(int8, images, expected, tmp_path):
 
 
 def test_settings_of_tflite_files_and_files_of_other_targets(int8, tmp_path):
-    with pytest.raises(InputError, match=r"a fixed batch and integer ends are for \.tflite files"):
+    with pytest.raises(InputError, match=r"takes any batch; a fixed one is for \.tflite and \.pte files"):
         int8.save(tmp_path / "x.onnx", batch=1)
     with pytest.raises(InputError, match=r"\.pt was given; files for target litert end in \.tflite or \.onnx"):
         int8.save(tmp_path / "x.pt")

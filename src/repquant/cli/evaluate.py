@@ -43,7 +43,9 @@ class Options:
         "",
         RUNTIME_NAMES,
     )
-    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt, .tflite for litert, .pte for executorch", "")
+    model: str = option(
+        "ONNX file, for all but pytorch; an engine for tensorrt, .tflite for litert, .pte for executorch", ""
+    )
     arch: str = option("architecture of the checkpoint, for pytorch; default: read off it", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
     num_classes: int = option("number of classes; 0: as the model says", 0, Numbers(0, CLASSES.most))

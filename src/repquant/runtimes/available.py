@@ -127,7 +127,8 @@ def _is_installed(engine: Engine) -> bool:
 def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRuntime:
     """Load the file at `path` into the engine `name`, on `threads` threads of the CPU (None: the engine's choice).
 
-    It is an ONNX file, a .tflite file for LiteRT and a .pte file for ExecuTorch; TensorRT also takes an engine that was built from its file.
+    It is an ONNX file, a .tflite file for LiteRT and a .pte file for ExecuTorch; TensorRT also takes an engine that was
+    built from its file.
 
     Raises:
         InputError: unknown or missing engine, or a file that it can't load; PyTorch runs modules, not files.

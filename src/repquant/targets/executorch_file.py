@@ -80,7 +80,7 @@ class Value:
     Attributes:
         dtype: as numpy calls it; XNNPACK's name for a type that is not read here.
         shape: sizes of its axes, channels of images last.
-        scale: () or (C,) of integers, else None.
+        scale: () or (C,) of integers, else None; a single one in six digits, as ExecuTorch's compiler prints it.
         zero_point: of integers.
         axis: that several scales lie along.
         constant: its numbers, or None.

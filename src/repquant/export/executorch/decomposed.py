@@ -230,7 +230,13 @@ def _on_images(layer: QuantizedLayer, weight: Tensor) -> Tensor:
 
 
 def _geometry(layer: QuantizedLayer) -> dict[str, Any]:
-    names = ("stride", "padding", "dilation", "groups", *(("output_padding",) if isinstance(layer, _TRANSPOSED) else ()))
+    names = (
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        *(("output_padding",) if isinstance(layer, _TRANSPOSED) else ()),
+    )
     settings = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
     if not isinstance(layer, _LINES):
         return settings

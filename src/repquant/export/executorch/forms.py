@@ -13,7 +13,8 @@ def in_known_forms(graph: fx.GraphModule) -> None:
     """Rewrite the operators of a simulated network, in place.
 
     Clips become ReLU or hardtanh, with which layers end. Means over images keep their axes, and a view drops them.
-    Layers on lines (N, C, L) stand between views to images (N, C, 1, L) and back.
+    Largest values of images are maxima over axes. Layers on lines (N, C, L) stand between views to images (N, C, 1, L)
+    and back.
     """
     for node in list(graph.graph.nodes):
         if node.op == "call_module":
@@ -22,7 +23,7 @@ def in_known_forms(graph: fx.GraphModule) -> None:
         elif node.target is aten.mean.dim:
             _keep_axes(graph.graph, node)
         elif node.target is aten.adaptive_max_pool2d.default and list(node.args[1]) == [1, 1]:
-            node.target, node.args = aten.amax.default, (node.args[0], [-2, -1], True)
+            _as_maximum(graph.graph, node)
         elif node.op == "call_function":
             _name_clip(node)
 
@@ -51,6 +52,17 @@ def _keep_axes(graph: fx.Graph, node: fx.Node) -> None:
     node.replace_all_uses_with(rows, delete_user_cb=lambda user: user is not rows)
 
 
+def _as_maximum(graph: fx.Graph, node: fx.Node) -> None:
+    """Write an adaptive pooling to (N, C, 1, 1), which gives places too, as the maximum alone; nobody may ask where."""
+    if any(user.args[1] != 0 for user in node.users):
+        return
+    node.target, node.args = aten.amax.default, (node.args[0], [-2, -1], True)
+    for user in list(node.users):
+        node.meta = dict(user.meta)
+        user.replace_all_uses_with(node)
+        graph.erase_node(user)
+
+
 def _view(graph: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
     view = graph.call_function(target, args)
     view.meta = dict(like.meta)
@@ -61,11 +73,8 @@ def _name_clip(node: fx.Node) -> None:
     row = find_operator(node)
     if row is None or row.kind is not Kind.CLIP or node.target is aten.relu.default:
         return
-    if node.target is aten.relu6.default:
-        low, high = 0, 6
-    else:
-        names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
-        low, high = (arguments(node).get(name) for name in names)
+    names = ("min_val", "max_val") if node.target is aten.hardtanh.default else ("min", "max")
+    low, high = (0, 6) if node.target is aten.relu6.default else map(arguments(node).get, names)
     if low == 0 and high is None:
         node.target, node.args, node.kwargs = aten.relu.default, node.args[:1], {}
     elif isinstance(low, int | float) and isinstance(high, int | float):

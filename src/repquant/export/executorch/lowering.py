@@ -43,9 +43,9 @@ def lowered(graph: fx.GraphModule, example: tuple[Tensor, ...], ends: Ends) -> b
 def _partitioner() -> Any:
     """Return what chooses the operators for XNNPACK.
 
-    It is ExecuTorch's own, but for what computes otherwise there than the operators say, or fails, in 1.5: a linear
-    layer whose output is not rounded (its bias is taken for an integer), GELU by tanh (computed by erf), and exp, behind
-    which the channels of images are taken for rows.
+    It is ExecuTorch's own, but for what gives something else there than the operators say, or fails, in 1.5: a linear
+    layer whose output is not rounded (its bias is taken for an integer), GELU by tanh (it is computed by erf), and exp
+    (the channels of an image were taken for rows behind it).
     """
     with importing():
         from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS

@@ -142,7 +142,9 @@ def litert_bytes(
     for what, kind in (("input", input_type), ("output", output_type)):
         if kind not in END_TYPES:
             raise InputError(f"{what} type {kind!r} was given; allowed are {', '.join(END_TYPES)}")
-    scope = Scope(graph=graph, batch=file_batch(graph, batch), is_free=batch is None and captured_of(graph).dynamic_batch)
+    scope = Scope(
+        graph=graph, batch=file_batch(graph, batch), is_free=batch is None and captured_of(graph).dynamic_batch
+    )
     wanted = _wanted(graph)
     names, taken = iter(inputs), []
     for node in graph.graph.nodes:
