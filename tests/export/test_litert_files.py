@@ -110,6 +110,11 @@ def test_a_layer_and_its_activation_are_one_operator(graph):
     assert in_float == {"QUANTIZE", "LOGISTIC", "FULLY_CONNECTED"}
 
 
+def test_tensors_have_names_of_their_own(graph):
+    names = [tensor.name for tensor in graph.tensors]
+    assert len(set(names)) == len(names)
+
+
 def test_what_a_runtime_reads_lies_aligned(path, graph):
     content = path.read_bytes()
     for tensor in graph.tensors:
