@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     """Return what was found in a file, ours or anybody's, the worst first.
 
-    TensorRT is not needed: its rules are read off the file. ONNX Runtime, OpenVINO and LiteRT are asked for what they
-    execute, on this CPU.
+    TensorRT is not needed: its rules are read off the file. ONNX Runtime, OpenVINO, LiteRT and ExecuTorch are asked for
+    what they execute, on this CPU.
 
     Args:
-        path: of the file, .tflite for "litert" and ONNX for the others.
-        target: "tensorrt", "onnxruntime", "openvino" or "litert".
+        path: of the file, .tflite for "litert", .pte for "executorch" and ONNX for the others.
+        target: "tensorrt", "onnxruntime", "openvino", "litert" or "executorch".
 
     Raises:
         InputError: another target, or one that is not installed; another kind of file, a damaged one, or tensors of it
@@ -30,7 +30,8 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     """
     from repquant.runtimes.available import require, require_kind
     from repquant.runtimes.cpu import int8_support
-    from repquant.targets import litert, onnxruntime, openvino, tensorrt
+    from repquant.targets import executorch, litert, onnxruntime, openvino, tensorrt
+    from repquant.targets.executorch_file import read_executorch
     from repquant.targets.litert_file import read_litert
     from repquant.targets.onnx_graph import blaming_the_file, read_graph
 
@@ -41,6 +42,9 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     if target == "litert":
         require(target)
         return _worst_first(litert.find(file, read_litert(file)))
+    if target == "executorch":
+        require(target)
+        return _worst_first(executorch.find(file, read_executorch(file)))
     graph = read_graph(file)
     if target != "tensorrt":
         require(target)
@@ -64,7 +68,7 @@ def require_taken(path: Path, target: str) -> None:
 
     Args:
         path: of the file. That of a target may also be written for another runtime, which is then asked: LiteRT for a
-            .tflite file, ONNX Runtime for an ONNX file of the target litert.
+            .tflite file, ExecuTorch for a .pte file, ONNX Runtime for an ONNX file of these two.
         target: it was written for; where only its runtime could tell, and that is not installed, nobody is asked.
 
     Raises:
@@ -74,7 +78,9 @@ def require_taken(path: Path, target: str) -> None:
 
     if path.suffix == ".tflite":
         target = "litert"
-    elif target == "litert":
+    elif path.suffix == ".pte":
+        target = "executorch"
+    elif target in ("litert", "executorch"):
         target = "onnxruntime"
     if target != "tensorrt" and target not in installed():
         return

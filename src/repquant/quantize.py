@@ -100,10 +100,11 @@ class Quantized:
         """Write the file that the target's runtime takes, whole or not at all, and return its path.
 
         Args:
-            path: ends in `.onnx`, or in `.tflite` for LiteRT.
+            path: ends in `.onnx`, in `.tflite` for LiteRT or in `.pte` for ExecuTorch.
             inputs: names of the inputs; those of `forward` by default.
             outputs: names of the outputs; the keys of a returned dict by default, else `output`.
-            batch: number of images that a .tflite file takes; None for any, where the network takes any.
+            batch: number of images that a .tflite or .pte file takes; None for any, where the network takes any (a .pte
+                file is then for one, and several run one after the other).
             input_type: of a .tflite file: "float32", or "int8" or "uint8" on the grid that is written beside it.
             output_type: of a .tflite file, as `input_type`.
 

@@ -113,6 +113,7 @@ def assert_refused(result, tmp_path, *words):
         ({"runtimes": "caffe"}, ["caffe", "onnxruntime"]),
         ({"runtimes": "litert", "target": "tensorrt"}, ["runtime litert", "target tensorrt keeps sums in 32 bits"]),
         ({"runtimes": "tensorrt", "target": "litert"}, ["tensorrt"]),
+        ({"runtimes": "executorch", "target": "tensorrt"}, ["runtime executorch", "ExecuTorch rounds every summand"]),
         ({"vnni": "maybe"}, ["--vnni maybe", "auto, yes, no"]),
         ({"keep_float": "stages.9"}, ["no layer is named 'stages.9'"]),
         ({"image_size": "large"}, ["large"]),

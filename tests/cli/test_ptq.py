@@ -61,8 +61,14 @@ def test_float_layers_and_one_scale_a_layer_and_seven_bits(ptq, headline, tmp_pa
     assert "weights are in 7 bits" in record.notes[1]
     assert headline(out) == headline_of(record)
     rows = {row.runtime: row for row in record.results}
-    assert rows.keys() == {"pytorch", "onnxruntime", "openvino", "litert"}
-    assert rows["onnxruntime"].parity == rows["openvino"].parity == rows["litert"].parity == 100
+    assert rows.keys() == {"pytorch", "onnxruntime", "openvino", "litert", "executorch"}
+    assert (
+        rows["onnxruntime"].parity
+        == rows["openvino"].parity
+        == rows["litert"].parity
+        == rows["executorch"].parity
+        == 100
+    )
 
 
 def test_default_is_every_layer_with_a_scale_for_each_channel(ptq_run):

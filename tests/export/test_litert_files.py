@@ -110,6 +110,11 @@ def test_a_layer_and_its_activation_are_one_operator(graph):
     assert in_float == {"QUANTIZE", "LOGISTIC", "FULLY_CONNECTED"}
 
 
+def test_tensors_have_names_of_their_own(graph):
+    names = [tensor.name for tensor in graph.tensors]
+    assert len(set(names)) == len(names)
+
+
 def test_what_a_runtime_reads_lies_aligned(path, graph):
     content = path.read_bytes()
     for tensor in graph.tensors:
@@ -153,7 +158,7 @@ def test_names_may_have_any_letters(int8, images, expected, tmp_path):
 
 
 def test_settings_of_tflite_files_and_files_of_other_targets(int8, tmp_path):
-    with pytest.raises(InputError, match=r"a fixed batch and integer ends are for \.tflite files"):
+    with pytest.raises(InputError, match=r"takes any batch; a fixed one is for \.tflite and \.pte files"):
         int8.save(tmp_path / "x.onnx", batch=1)
     with pytest.raises(InputError, match=r"\.pt was given; files for target litert end in \.tflite or \.onnx"):
         int8.save(tmp_path / "x.pt")

@@ -214,6 +214,14 @@ def test_a0_with_1000_classes_is_at_most_8_7_megabytes(tmp_path):
     assert export_litert(quantized.module, tmp_path / "a0.tflite") <= 8_700_000
 
 
+@pytest.mark.slow
+def test_a0_with_1000_classes_for_executorch_is_at_most_8_7_megabytes(tmp_path):
+    pytest.importorskip("executorch.runtime", reason="pip install 'repquant[executorch]'")
+    model = reparameterize(build("RepVGG-A0", 1000).eval())
+    int8 = quantize(model, [torch.randn(2, 3, 64, 64)], target="executorch", calibrator="max", method=NEAREST)
+    assert int8.save(tmp_path / "a0.pte").stat().st_size <= 8_700_000
+
+
 class Replaced(nn.Module):
     """Operators that the exporter knows only in other words: two that are replaced before, and one that is not."""
 

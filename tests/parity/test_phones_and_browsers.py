@@ -86,6 +86,12 @@ def test_litert(int8, images, expected, tmp_path):
     assert_same_integers(runtime(images.numpy()), expected)
 
 
+def test_executorch(int8, images, expected, tmp_path):
+    pytest.importorskip("executorch.runtime", reason="pip install 'repquant[executorch]'")
+    runtime = open_runtime("executorch", int8.save(tmp_path / "int8.pte"), threads=1)
+    assert_same_integers(runtime(images.numpy()), expected)
+
+
 def test_the_file_for_browsers_in_onnx_runtime(onnx_file, images, expected):
     assert_same_integers(open_runtime("onnxruntime", onnx_file, threads=1)(images.numpy()), expected)
 

@@ -10,7 +10,7 @@ from repquant.runtimes.available import installed, open_runtime, require, requir
 
 
 def test_all_engines_are_installed_for_the_tests():
-    assert installed() == ("pytorch", "onnxruntime", "openvino", "litert")
+    assert installed() == ("pytorch", "onnxruntime", "openvino", "litert", "executorch")
     for name in installed():
         require(name)
 
@@ -40,12 +40,24 @@ def test_missing_engine_names_its_extra(monkeypatch):
         require("openvino")
     with pytest.raises(InputError, match=r"litert is not installed; run pip install 'repquant\[litert\]'"):
         require("litert")
+    with pytest.raises(InputError, match=r"executorch is not installed; run pip install 'repquant\[executorch\]'"):
+        require("executorch")
+
+
+def test_a_package_that_is_missing_around_an_engine_is_no_error(monkeypatch):
+    def missing(name):
+        if name.startswith("executorch"):
+            raise ModuleNotFoundError(name)
+        return SimpleNamespace(origin="a file")
+
+    monkeypatch.setattr(available, "find_spec", missing)
+    assert "executorch" not in installed()
 
 
 def test_pytorch_runs_no_files(float_model):
     with pytest.raises(
         InputError,
-        match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino, tensorrt, litert",
+        match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino, .*, executorch",
     ):
         open_runtime("pytorch", float_model.path)
 
@@ -59,6 +71,8 @@ def test_pytorch_runs_no_files(float_model):
             "target tensorrt keeps sums in 32 bits, and LiteRT rounds every summand; choose py",
         ),
         ("litert", "openvino", "target openvino keeps sums in 32 bits"),
+        ("executorch", "openvino", "target openvino keeps sums in 32 bits, and ExecuTorch rounds every summand"),
+        ("tensorrt", "executorch", "activations of target executorch have zero points, and TensorRT has none"),
         (
             "tensorrt",
             "litert",
@@ -70,7 +84,8 @@ def test_runtimes_that_do_not_fit_a_target_are_refused_with_the_reason(name, tar
     with pytest.raises(InputError, match=reason):
         require_fit((name,), target)
     require_fit(("pytorch", "onnxruntime", "openvino"), target)
-    require_fit(("litert",), "onnxruntime")
+    require_fit(("litert", "executorch"), "onnxruntime")
+    require_fit(("litert", "executorch"), "executorch")
 
 
 def test_each_engine_reads_its_own_kind_of_file(tmp_path):
@@ -85,7 +100,7 @@ def test_each_engine_reads_its_own_kind_of_file(tmp_path):
 def test_nothing_heavy_is_imported_to_ask():
     code = (
         "import sys; from repquant.runtimes.available import installed; installed(); "
-        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino', 'ai_edge_litert'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino', 'ai_edge_litert', 'torchao'} & sys.modules.keys()))"
     )
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"

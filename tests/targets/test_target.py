@@ -25,8 +25,9 @@ def test_without_vnni_two_products_fit_sixteen_bits(name):
     assert "VNNI" in target.note
 
 
-def test_litert_is_signed_with_zero_points_and_multiplies_in_32_bits_everywhere():
-    target = resolve_target("litert", fast_int8_dot=False)
+@pytest.mark.parametrize("name", ["litert", "executorch"])
+def test_phones_are_signed_with_zero_points_and_multiply_in_32_bits_everywhere(name):
+    target = resolve_target(name, fast_int8_dot=False)
     assert (target.activation.qmin, target.activation.qmax, target.activation.symmetric) == (-128, 127, False)
     assert (target.weight.qmin, target.weight.qmax, target.weight.channel_axis) == (-127, 127, 0)
     assert (target.quantized_terms, target.rounds_before_pointwise, target.note) == ("all", True, "")
@@ -42,7 +43,7 @@ def test_per_tensor_weights(name):
 
 
 def test_unknown_target():
-    with pytest.raises(InputError, match=r"'tflite'.*tensorrt, onnxruntime, openvino, litert"):
+    with pytest.raises(InputError, match=r"'tflite'.*tensorrt, onnxruntime, openvino, litert, executorch"):
         resolve_target("tflite")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "repquant evaluate --model runs/a0/mse.onnx --runtimes onnxruntime,openvino --data FOLDER"
 
-_READERS = {".engine": ("tensorrt",), ".plan": ("tensorrt",), ".tflite": ("litert",)}
+_READERS = {".engine": ("tensorrt",), ".plan": ("tensorrt",), ".tflite": ("litert",), ".pte": ("executorch",)}
 """Of files that are no ONNX files: what runs them."""
 
 
@@ -43,7 +43,9 @@ class Options:
         "",
         RUNTIME_NAMES,
     )
-    model: str = option("ONNX file, for all but pytorch; an engine for tensorrt, .tflite for litert", "")
+    model: str = option(
+        "ONNX file, for all but pytorch; an engine for tensorrt, .tflite for litert, .pte for executorch", ""
+    )
     arch: str = option("architecture of the checkpoint, for pytorch; default: read off it", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")
     num_classes: int = option("number of classes; 0: as the model says", 0, Numbers(0, CLASSES.most))

@@ -102,7 +102,7 @@ def prove(
     from repquant.cli.inputs import file_facts
     from repquant.evaluate.disagreement import largest_disagreements
     from repquant.evaluate.stream import Pair, evaluate
-    from repquant.export.files import ONNX, SUFFIXES, export_file
+    from repquant.export.files import EXECUTORCH, ONNX, SUFFIXES, export_file
     from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME
     from repquant.graph.interface import flattened
     from repquant.report.disagreements import disagreement_records
@@ -110,6 +110,7 @@ def prove(
     from repquant.report.thumbnails import CALIBRATION, EVALUATION, FILE, Thumbnails, write_thumbnails
     from repquant.runtimes.available import ENGINES, open_runtime
     from repquant.runtimes.pytorch import PyTorchRuntime
+    from repquant.targets.executorch_file import read_executorch
 
     of_runtime = {name: ENGINES[name].suffix for name in runtimes if name != "pytorch"}
     of_target = SUFFIXES[target.name][0]
@@ -123,6 +124,8 @@ def prove(
         for (name, _), path in files.items():
             export(quantized[name], path, target, facts=file_facts(loader, name))
             require_taken(path, target.name)
+            if path.suffix == EXECUTORCH:
+                say(f"{path.name}: {read_executorch(path).delegation()}")
             advance(1)
 
     engines: dict[str, Runtime] = {FLOAT: PyTorchRuntime(flattened(float_graph))}

@@ -7,17 +7,19 @@ from torch import fx
 
 from repquant.choices import EndType, TargetName
 from repquant.errors import InputError
+from repquant.export.executorch.network import export_executorch
 from repquant.export.file_facts import FileFacts
 from repquant.export.litert.network import export_litert
 from repquant.export.onnx import export_graph
 from repquant.targets.target import Target
 
-ONNX, LITERT = ".onnx", ".tflite"
+ONNX, LITERT, EXECUTORCH = ".onnx", ".tflite", ".pte"
 SUFFIXES: dict[TargetName, tuple[str, ...]] = {
     "tensorrt": (ONNX,),
-    "onnxruntime": (ONNX, LITERT),
+    "onnxruntime": (ONNX, LITERT, EXECUTORCH),
     "openvino": (ONNX,),
-    "litert": (LITERT, ONNX),
+    "litert": (LITERT, ONNX, EXECUTORCH),
+    "executorch": (EXECUTORCH, ONNX, LITERT),
 }
 """Of the files that a target's integers can be written to; the first is what the target itself takes."""
 
@@ -31,7 +33,8 @@ def require_suffix(target: TargetName, suffix: str) -> None:
     if suffix in SUFFIXES[target]:
         return
     allowed = " or ".join(SUFFIXES[target])
-    why = "; it keeps sums in 32 bits, and a .tflite file rounds every summand" if suffix == LITERT else ""
+    is_for_phones = suffix in (LITERT, EXECUTORCH)
+    why = f"; it keeps sums in 32 bits, and a {suffix} file rounds every summand" if is_for_phones else ""
     raise InputError(f"{suffix or 'no suffix'} was given; files for target {target} end in {allowed}{why}")
 
 
@@ -51,17 +54,17 @@ def export_file(
 
     Args:
         graph: from `capture`, or simulated, on the CPU.
-        path: ends in `.onnx` or `.tflite`; it appears only when it is complete.
+        path: ends in `.onnx`, `.tflite` or `.pte`; it appears only when it is complete.
         target: of a simulated network; None for a float one.
         inputs: names of the inputs, in their order.
         outputs: names of the outputs, in their order.
         facts: what an ONNX file says of itself.
-        batch: number of images that a .tflite file takes; None for any.
+        batch: number of images that a .tflite or .pte file takes; None for any, in a .pte file one after the other.
         input_type: what a .tflite file takes.
         output_type: what a .tflite file gives.
 
     Raises:
-        InputError: a file that does not fit the target, settings of a .tflite file for another one, an operator that
+        InputError: a file that does not fit the target, settings of another kind of file, an operator that
             the file can't hold, or a folder that can't be written.
     """
     if target is not None:
@@ -76,6 +79,10 @@ def export_file(
             input_type=input_type,
             output_type=output_type,
         )
-    if (batch, input_type, output_type) != (None, "float32", "float32"):
-        raise InputError(f"{path} takes floats and any batch; a fixed batch and integer ends are for .tflite files")
+    if (input_type, output_type) != ("float32", "float32"):
+        raise InputError(f"{path} takes and gives floats; integer ends are for .tflite files")
+    if path.suffix == EXECUTORCH:
+        return export_executorch(graph, path, inputs=inputs, outputs=outputs, batch=batch)
+    if batch is not None:
+        raise InputError(f"{path} takes any batch; a fixed one is for .tflite and .pte files")
     return export_graph(graph, path, target, inputs=inputs, outputs=outputs, facts=facts)

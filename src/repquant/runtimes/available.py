@@ -28,6 +28,8 @@ class Engine:
     targets: tuple[str, ...] = ()
 
 
+_ROUNDS_ALL_SUMMANDS = ("litert", "executorch", "onnxruntime")
+
 ENGINES: dict[str, Engine] = {
     "pytorch": Engine(module="torch", package="repquant"),
     "onnxruntime": Engine(module="onnxruntime", package="repquant[onnxruntime]"),
@@ -37,7 +39,13 @@ ENGINES: dict[str, Engine] = {
         module="ai_edge_litert",
         package="repquant[litert]",
         suffix=".tflite",
-        targets=("litert", "onnxruntime"),
+        targets=_ROUNDS_ALL_SUMMANDS,
+    ),
+    "executorch": Engine(
+        module="executorch.runtime",
+        package="repquant[executorch]",
+        suffix=".pte",
+        targets=_ROUNDS_ALL_SUMMANDS,
     ),
 }
 
@@ -67,13 +75,13 @@ def require(name: str) -> None:
 
 def default_runtimes(target: str) -> tuple[str, ...]:
     """Return the engines that prove what is made for a target, where nobody says which."""
-    return ("litert",) if target == "litert" else ("onnxruntime", "openvino")
+    return (target,) if target in ("litert", "executorch") else ("onnxruntime", "openvino")
 
 
 def fits(name: str, target: str) -> bool:
     """Whether an engine executes the integers of a target."""
     allowed = ENGINES[name].targets
-    asks_for_zero = name == "tensorrt" and target == "litert"  # symmetric activations alone
+    asks_for_zero = name == "tensorrt" and target in ("litert", "executorch")  # symmetric activations alone
     return not asks_for_zero and (not allowed or target in allowed)
 
 
@@ -88,6 +96,7 @@ def require_fit(names: Sequence[str], target: str) -> None:
             continue
         reasons = {
             "litert": f"target {target} keeps sums in 32 bits, and LiteRT rounds every summand",
+            "executorch": f"target {target} keeps sums in 32 bits, and ExecuTorch rounds every summand",
             "tensorrt": f"activations of target {target} have zero points, and TensorRT has none",
         }
         others = ", ".join(other for other in ENGINES if fits(other, target))
@@ -98,7 +107,7 @@ def require_kind(name: str, path: Path) -> None:
     """Accept a file of the kind that an engine reads.
 
     Raises:
-        InputError: a .tflite file for an engine that reads ONNX files, or the other way round.
+        InputError: a .tflite or .pte file for an engine that reads ONNX files, and so on.
     """
     files = {other: engine.suffix for other, engine in ENGINES.items() if other != "pytorch"}
     if name in files and path.suffix != files[name] and path.suffix in files.values():
@@ -108,14 +117,18 @@ def require_kind(name: str, path: Path) -> None:
 
 def _is_installed(engine: Engine) -> bool:
     """Whether there is code: a folder of type stubs alone has no origin."""
-    spec = find_spec(engine.module)
+    try:
+        spec = find_spec(engine.module)
+    except ModuleNotFoundError:  # of the package around it
+        return False
     return spec is not None and spec.origin is not None
 
 
 def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRuntime:
     """Load the file at `path` into the engine `name`, on `threads` threads of the CPU (None: the engine's choice).
 
-    It is an ONNX file, and a .tflite file for LiteRT; TensorRT also takes an engine that was built from its file.
+    It is an ONNX file, a .tflite file for LiteRT and a .pte file for ExecuTorch; TensorRT also takes an engine that was
+    built from its file.
 
     Raises:
         InputError: unknown or missing engine, or a file that it can't load; PyTorch runs modules, not files.
@@ -139,6 +152,10 @@ def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRunti
             from repquant.runtimes.litert import LitertRuntime
 
             return LitertRuntime(path, threads)
+        case "executorch":
+            from repquant.runtimes.executorch import ExecutorchRuntime
+
+            return ExecutorchRuntime(path, threads)
         case _:
             files = ", ".join(other for other in ENGINES if other != name)
             raise InputError(f"runtime {name} can't run the file {path}; choose from {files}")

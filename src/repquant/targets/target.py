@@ -58,7 +58,8 @@ def resolve_target(
     CPU runtimes take unsigned activations (after a ReLU one more bit of resolution than signed ones). Without VNNI they
     multiply with `vpmaddubsw`, which adds two products of 8 x 8 bits in a saturating 16-bit accumulator: weights of 7
     bits keep the sum below 2 * 255 * 63 = 32130, which fits. LiteRT has signed integers alone, with any zero point for
-    activations (ai.google.dev/edge/litert/models/quantization_spec), and multiplies in 32 bits everywhere.
+    activations (ai.google.dev/edge/litert/models/quantization_spec), and multiplies in 32 bits everywhere; so does
+    XNNPACK in ExecuTorch.
 
     Args:
         name: one of `TARGETS`.
@@ -95,9 +96,9 @@ def resolve_target(
             float_biases=True,
             note="; ".join(notes),
         )
-    if name == "litert":
+    if name in ("litert", "executorch"):
         return Target(
-            name="litert",
+            name="litert" if name == "litert" else "executorch",
             activation=Scheme(bits=activation_bits, symmetric=False),
             weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis),
             quantized_terms="all",

@@ -8,8 +8,9 @@ from torch import fx
 
 from repquant.export.litert.clips import Clip, clipped, fused
 from repquant.export.litert.flat_file import Quantization
-from repquant.export.litert.scope import Scope, quantization, unwritable
+from repquant.export.litert.scope import Scope, quantization
 from repquant.export.litert.values import Value
+from repquant.export.refusals import unwritable
 from repquant.graph.operators import aten
 from repquant.simulation.layers import QuantizedMatmul
 

@@ -1,6 +1,7 @@
 """The parts of a .tflite file, and its bytes: a flatbuffer with the schema of the package ai-edge-litert."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,7 @@ class FlatFile:
     _codes: dict[tuple[str, int], int] = field(default_factory=dict)
     _buffers: list[bytes] = field(default_factory=lambda: [b""])  # the first one is that of tensors without data
     _constants: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _names: Counter[str] = field(default_factory=Counter)
 
     def tensor(
         self,
@@ -84,7 +86,7 @@ class FlatFile:
         """Add a tensor and return its index.
 
         Args:
-            name: for people.
+            name: for people, and for tools that ask for one of its own: a number is added where it is taken.
             shape: sizes of its axes.
             dtype: "float32", "int8", "uint8" or "int32".
             scale: () or (C,) of a quantized tensor.
@@ -94,6 +96,10 @@ class FlatFile:
             buffer: of a constant.
         """
         schema = load_schema()
+        while self._names[name]:
+            self._names[name] += 1
+            name = f"{name}_{self._names[name]}"
+        self._names[name] += 1
         tensor = schema.TensorT(name=name.encode(), shape=list(shape), buffer=buffer, hasRank=True)
         tensor.type = getattr(schema.TensorType, _TYPES[dtype])
         if free is not None:

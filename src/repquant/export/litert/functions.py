@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import fx
 
 from repquant.export.litert.clips import Clip, clipped
-from repquant.export.litert.scope import Scope, argument, unwritable
+from repquant.export.litert.scope import Scope, argument
 from repquant.export.litert.values import Value, Writer
+from repquant.export.refusals import unwritable
 from repquant.graph.operators import aten
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 
 from repquant.export.litert.clips import Clip, clipped, fused
 from repquant.export.litert.flat_file import Quantization
-from repquant.export.litert.scope import Scope, quantization, unwritable
+from repquant.export.litert.scope import Scope, quantization
 from repquant.export.litert.values import Value
 from repquant.export.litert.windows import padded
+from repquant.export.refusals import unwritable
 from repquant.simulation.layers import QuantizedLayer
 
 Weight = NDArray[Any]

@@ -12,13 +12,15 @@ from torch.utils import _pytree as pytree
 from repquant.atomic import replace_file
 from repquant.choices import EndType
 from repquant.errors import InputError
+from repquant.export.file_batch import file_batch
 from repquant.export.litert import arithmetic, functions, pooling, shapes
 from repquant.export.litert.clips import NO_CLIP, Clip, clip_of, clipped
 from repquant.export.litert.flat_file import Named, Quantization
 from repquant.export.litert.layers import write_layer
-from repquant.export.litert.scope import Scope, quantization, unwritable
+from repquant.export.litert.scope import Scope, quantization
 from repquant.export.litert.values import CHANNELS_LAST, Value
-from repquant.graph.interface import captured_of, flat_example, input_names, output_names
+from repquant.export.refusals import unwritable
+from repquant.graph.interface import captured_of, input_names, output_names
 from repquant.graph.operators import KEEPS_GRID, Kind, aten, find_operator, holds_floats
 from repquant.simulation.layers import FakeQuantize, QuantizedLayer, QuantizedMatmul
 
@@ -140,7 +142,9 @@ def litert_bytes(
     for what, kind in (("input", input_type), ("output", output_type)):
         if kind not in END_TYPES:
             raise InputError(f"{what} type {kind!r} was given; allowed are {', '.join(END_TYPES)}")
-    scope = Scope(graph=graph, batch=_batch(graph, batch), is_free=batch is None and captured_of(graph).dynamic_batch)
+    scope = Scope(
+        graph=graph, batch=file_batch(graph, batch), is_free=batch is None and captured_of(graph).dynamic_batch
+    )
     wanted = _wanted(graph)
     names, taken = iter(inputs), []
     for node in graph.graph.nodes:
@@ -151,20 +155,6 @@ def litert_bytes(
     results = [node for node in pytree.tree_leaves(graph.graph.output_node().args) if isinstance(node, fx.Node)]
     returned = [_write_output(scope, node, name, output_type) for node, name in zip(results, outputs, strict=True)]
     return scope.writer.file.content(taken, returned)
-
-
-def _batch(graph: fx.GraphModule, batch: int | None) -> int:
-    captured = captured_of(graph)
-    if batch is None:
-        return 1 if captured.dynamic_batch else len(flat_example(graph)[0])
-    if batch < 1:
-        raise InputError(f"batch {batch} was given; allowed are 1 or more, and None for any number of images")
-    if not captured.dynamic_batch and batch != len(flat_example(graph)[0]):
-        raise InputError(
-            f"batch {batch} was given, and the network was captured for {len(flat_example(graph)[0])} images alone; "
-            "give an example of as many"
-        )
-    return batch
 
 
 def _wanted(graph: fx.GraphModule) -> Callable[[fx.Node], Quantization | None]:

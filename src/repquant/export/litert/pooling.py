@@ -9,9 +9,10 @@ from torch import fx
 
 from repquant.export.litert.clips import NO_CLIP, Clip, fused
 from repquant.export.litert.flat_file import Quantization
-from repquant.export.litert.scope import Scope, argument, unwritable
+from repquant.export.litert.scope import Scope, argument
 from repquant.export.litert.values import Value
 from repquant.export.litert.windows import around, is_same, pad, padded
+from repquant.export.refusals import unwritable
 from repquant.graph.operators import aten
 from repquant.targets.litert_file import load_schema
 

@@ -116,13 +116,3 @@ def quantization(fake: FakeQuantize) -> Quantization:
 def argument(node: fx.Node, name: str) -> Any:
     """Return an argument of an operator by its name in the schema, with the default where it is left out."""
     return arguments(node)[name]
-
-
-def unwritable(node: fx.Node, why: str) -> InputError:
-    """Return the error for an operator that the file can't hold."""
-    modules = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
-    where = f" in {modules[-1]}" if modules else ""
-    return InputError(
-        f"{node.name}{where} ({node.target}): {why}; write it with other operators, or leave this part of the network "
-        "to the program that calls it"
-    )

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import fx
 
-from repquant.export.litert.scope import Scope, argument, unwritable
+from repquant.export.litert.scope import Scope, argument
 from repquant.export.litert.values import Value, Writer
 from repquant.export.litert.windows import pad
+from repquant.export.refusals import unwritable
 from repquant.graph.operators import aten
 
 Result = Value | tuple[Value, ...]

@@ -1,4 +1,4 @@
-"""The verbs with files for LiteRT."""
+"""The verbs with files for phones."""
 
 import json
 
@@ -43,3 +43,21 @@ def test_export_writes_what_the_suffix_says(repquant, headline, weights, photogr
     assert status == 2
     assert ".tflite was given; files for target tensorrt end in .onnx; it keeps sums in 32 bits" in err
     assert not (tmp_path / "x.tflite").exists()
+
+
+def test_ptq_for_executorch(repquant, headline, weights, photographs, small_options, tmp_path):
+    pytest.importorskip("executorch.runtime", reason="pip install 'repquant[executorch]'")
+    status, out, err = repquant(
+        "ptq", "--weights", weights, "--data", photographs, *small_options, "--calibration-images", "16",
+        "--calibrator", "mse", "--target", "executorch", "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert status == 0, err
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["results"]
+    assert [(row["runtime"], row["parity"]) for row in rows] == [("pytorch", None), ("executorch", 100.0)]
+    assert "XNNPACK runs" in err
+    file = tmp_path / "run" / "mse.pte"
+    status, out, err = repquant("check", file, "--target", "executorch")
+    assert (status, headline(out)["refused"]) == (0, 0), err
+    status, out, err = repquant("evaluate", "--model", file, "--data", photographs, *small_options[2:])
+    assert status == 0, err
+    assert [row["runtime"] for row in headline(out)["results"]] == ["executorch"]
