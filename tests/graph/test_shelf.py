@@ -44,5 +44,5 @@ def test_a_full_disk(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("repquant.graph.shelf.tempfile.TemporaryFile", no_room)
-    with Shelf(0) as shelf, pytest.raises(InputError, match="No space left .* TMPDIR .* or give fewer images"):
+    with Shelf(0) as shelf, pytest.raises(InputError, match=r"No space left .* TMPDIR .* or give fewer images"):
         shelf.put(torch.zeros(3))

@@ -43,9 +43,11 @@ def test_memory_does_not_grow_with_the_number_of_images(mixed, rounding, monkeyp
     budget = 60_000  # less than the images of the shorter run
     for module in ("feedback", "reconstruct"):
         monkeypatch.setattr(f"repquant.methods.{module}.Shelf", partial(Shelf, budget))
-    method = PtqMethod(rounding=rounding, reconstruction=OPTIONS)
-    monkeypatch.setattr("repquant.methods.row_samples.ROWS", 96)  # as many as the longer run has images
-    few, many = Batches(6), Batches(24)
+    equalization = "noise" if rounding == "feedback" else "none"
+    method = PtqMethod(equalization=equalization, rounding=rounding, reconstruction=OPTIONS)
+    monkeypatch.setattr("repquant.numerics.second_moments._ROWS", 1)  # none wait
+    monkeypatch.setattr("repquant.methods.row_samples.ROWS", 72)  # as many as the longer run has images
+    few, many = Batches(6), Batches(18)
     for batches in (few, many):
         quantize(mixed, batches, method=method, rounding_images=1000, on_progress=batches.look)
-    assert many.largest < 1.1 * few.largest
+    assert many.largest < few.largest + budget

@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from io import BufferedRandom
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -108,14 +108,14 @@ class Shelf:
         place = free.pop() if free else self._end
         try:
             if self._file is None:
-                self._file = cast(BufferedRandom, tempfile.TemporaryFile())
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  # __exit__ closes it
             self._file.seek(place)
             self._file.write(content)
             self._file.flush()
         except OSError as error:
             raise InputError(
-                f"values that wait for their layer do not fit the folder for temporary files ({error}); set TMPDIR to a "
-                "folder with more room, or give fewer images"
+                f"values that wait for their layer do not fit the folder for temporary files ({error}); set TMPDIR to "
+                "a folder with more room, or give fewer images"
             ) from error
         self._end = max(self._end, place + len(content))
         return place
@@ -126,4 +126,4 @@ def _map(function: Any, values: Any) -> Any:
 
 
 def _bytes_of(x: Tensor) -> memoryview:
-    return memoryview(x.reshape(-1).view(torch.uint8).numpy())
+    return x.reshape(-1).view(torch.uint8).numpy().data

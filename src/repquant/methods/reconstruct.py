@@ -96,9 +96,7 @@ def reconstruct(
         on_step(options.steps * (len(layers) - len(waiting)))
         ends = find_ends(graph, options.granularity)
         samples = {
-            name: RowSample(
-                graph.get_submodule(name), layers[name].input, images, shelf, keep_inputs=options.drop > 0
-            )
+            name: RowSample(graph.get_submodule(name), layers[name].input, images, shelf, keep_inputs=options.drop > 0)
             for name in waiting
         }
 

@@ -7,10 +7,10 @@ inputs x with second moments M = E[x x^T], the row w with integers q and step s 
 
 `round_with_feedback` rounds column by column; the columns that are still free make up for the error so far (GPTQ:
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023, after
-Hassibi and Stork, "Optimal Brain Surgeon", 1993). With M = U^T U, U upper triangular, and the error e = w - s q the loss
-is |U e^T|^2, whose last term is the last column's alone. So from the last column backwards each takes the integer that
-makes its own term smallest (the plane of Babai, "On Lovasz' Lattice Reduction and the Nearest Lattice Point Problem",
-1986). In exact arithmetic that is what GPTQ gives, without the inverse of M.
+Hassibi and Stork, "Optimal Brain Surgeon", 1993). With M = U^T U, U upper triangular, and the error e = w - s q the
+loss is |U e^T|^2, whose last term is the last column's alone. So from the last column backwards each takes the integer
+that makes its own term smallest (Babai, "On Lovasz' Lattice Reduction and the Nearest Lattice Point Problem", 1986). In
+exact arithmetic that is what GPTQ gives, without the inverse of M.
 """
 
 import torch
@@ -70,4 +70,5 @@ def _factor(moments: Tensor, damping: float) -> Tensor:
         added *= 10
     else:
         raise FloatingPointError("the inputs of a layer are not finite, or too large to round its weights for")
-    return upper.div_(upper.diagonal().clone().unsqueeze(1))
+    factor: Tensor = upper.div_(upper.diagonal().clone().unsqueeze(1))
+    return factor
