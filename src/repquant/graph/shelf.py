@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from repquant.errors import InputError
 
-_MEMORY = 256 << 20  # bytes; what does not fit is written, and read again when it is needed
+_MEMORY = 128 << 20  # bytes; what does not fit is written, and read again when it is needed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
