@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from repquant.numerics.patches import Geometry, draw_positions, outputs_at, patches_at
+from repquant.numerics.patches import Geometry, Positions, outputs_at, patches_at
 
 
 @pytest.mark.parametrize(
@@ -21,15 +21,16 @@ def test_patches_times_kernel_are_the_outputs(kernel, stride, padding, dilation)
     geometry = Geometry(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
     y = conv(x)
     assert geometry.output_size((7, 9)) == tuple(y.shape[2:])
-    positions = draw_positions(2, y.shape[2] * y.shape[3], 20)
+    positions = Positions(2, y.shape[2] * y.shape[3], 20).draw(2)
     product = patches_at(x, geometry, positions) @ conv.weight.flatten(1).T + conv.bias
     assert torch.allclose(product, outputs_at(y.flatten(2), positions), atol=1e-12)
 
 
 def test_positions_are_spread_evenly_and_repeat_themselves():
-    positions = draw_positions(4, 100, 44)
+    positions = Positions(4, 100, 44).draw(4)
     assert positions.shape == (4, 11)
     assert all(len(set(image.tolist())) == 11 for image in positions)
-    assert torch.equal(positions, draw_positions(4, 100, 44))
-    assert draw_positions(4, 5, 44).shape == (4, 5)
-    assert draw_positions(4, 5, 1).shape == (4, 1)
+    parts = Positions(4, 100, 44)
+    assert torch.equal(positions, torch.cat([parts.draw(1), parts.draw(3)]))
+    assert Positions(4, 5, 44).draw(4).shape == (4, 5)
+    assert Positions(4, 5, 1).draw(4).shape == (4, 1)

@@ -51,6 +51,7 @@ def calibrate(
     graph: fx.GraphModule, method: PtqMethod, target: Target, calibration: Calibration, kept: Collection[str]
 ) -> Timed:
     """Prepare the network for its target and collect the histograms that every calibrator reads."""
+    from repquant.methods.equalize import NOISE_IMAGES
     from repquant.methods.identity import count_identities
     from repquant.methods.ptq import prepare
     from repquant.quantize import collect
@@ -59,10 +60,9 @@ def calibrate(
         say("no layer has room for an identity branch: there is nothing to set apart")
     images = ImagesOf(calibration.ranges)
     started = perf_counter()
-    with progress("scale channels", calibration.ranges.images) as advance:
+    looked_at = min(calibration.ranges.images, NOISE_IMAGES) if method.equalization == "noise" else 0
+    with progress("scale channels", looked_at) as advance:
         prepared = prepare(graph, method, target, images, kept, advance)
-        if method.equalization != "noise":
-            advance(calibration.ranges.images)  # it needed none
     middle = perf_counter()
     with progress("calibrate", calibration.ranges.images) as advance:
         calibrated = collect(prepared, images, target, method, kept, advance)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repquant.choices import Equalization, Shortcut
+from repquant.graph.batches import first_images
 from repquant.graph.channels import Channels, apply_scales, find_channels
 from repquant.graph.grouping import TransposedConvolution, channel_dim, grouped, taps_of
 from repquant.graph.interface import captured_of
@@ -34,6 +35,9 @@ from repquant.numerics.equalization import (
     minimize_noise,
 )
 from repquant.targets.target import Target
+
+NOISE_IMAGES = 256
+"""Images that the noise model looks at: with 128 the networks lose a fifth more, with 512 no less (docs/log.md)."""
 
 _QUIET = 0.01  # a channel counts as at least this share of the loudest: scales of silent channels stay bounded
 _GAIN_IMAGES = 8
@@ -71,7 +75,7 @@ def find_scales(
     Args:
         graph: from `capture`.
         method: "ranges" (the pairwise rule, which needs no images) or "noise" (the noise model).
-        batches: calibration images; one pass, with memory that does not depend on their number.
+        batches: calibration images; the first `NOISE_IMAGES` are read, in whole batches.
         target: the grids that the noise model reckons with.
         layout: what is rounded; everything that the target rounds if left out.
         shortcut: where the diagonals that may hold an identity branch will be kept.
@@ -160,7 +164,7 @@ def _read(
     for name, node in layer_nodes(graph).items():
         moments[name] = ChannelMoments(channel_dim(graph.get_submodule(name)))
         observers.setdefault(operands(node)[0].name, []).append(moments[name].update)
-    first = _FirstImages(graph, batches)
+    first = _FirstImages(graph, first_images(batches, NOISE_IMAGES))
     for name, statistics in ranges.items():
         observers[name].append(_ranging(statistics, first))
     observe(graph, first, {name: _each(parts) for name, parts in observers.items()}, on_batch)

@@ -3,20 +3,21 @@
 The graph stays as it is, nothing is trained, and the images need no labels.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from repquant.errors import InputError
-from repquant.graph.chunks import run_in_chunks
+from repquant.graph.chunks import Shelves, run_in_chunks, shelve_inputs
 from repquant.graph.copies import copy_graph
 from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, batch_size, run
+from repquant.graph.shelf import Shelf
 from repquant.methods.layer_positions import (
     groups_of,
     inputs_at,
@@ -29,8 +30,11 @@ from repquant.methods.layer_positions import (
 from repquant.methods.rounded import Rounded
 from repquant.numerics.affine import Grid
 from repquant.numerics.feedback_rounding import round_with_feedback
-from repquant.numerics.patches import draw_positions, outputs_at
+from repquant.numerics.moments import Mean
+from repquant.numerics.patches import Positions, outputs_at
+from repquant.numerics.second_moments import SecondMoments
 from repquant.simulation.integers import quantize_parameters
+from repquant.simulation.layers import FakeQuantize
 from repquant.simulation.network import quantized_layers, read_by_layers, simulate
 
 
@@ -52,107 +56,125 @@ def round_weights(
     Args:
         graph: from `capture`; it is not changed.
         plan: for this network; layers without a weight grid get that of their largest weights.
-        batches: see `graph.run.inputs_of`; they are kept, and so are the values of the network that a layer still
-            needs, of all images.
+        batches: see `graph.run.inputs_of`; they are read once. Memory holds what a batch takes, and what
+            `graph.shelf` keeps of the others.
         patches: input patches that a layer looks at, at most, the same number from each image.
         on_layer: called with 1 after each layer.
 
     Raises:
         InputError: no batch came, or one does not fit the network.
     """
-    kept = list(batches)
-    simulated = simulate(graph, plan, ends=False)
-    layers = quantized_layers(simulated)
-    samples = _sample_outputs(graph, plan, kept, patches)
-    rounded = copy_graph(graph)
+    with Shelf() as shelf:
+        inputs = shelve_inputs(graph, batches, shelf)
+        samples = _sample_outputs(graph, plan, inputs, patches)
+        simulated = simulate(graph, plan, ends=False)
+        layers = quantized_layers(simulated)
+        rounded = copy_graph(graph)
 
-    def round_layer(name: str, seen: list[list[Tensor]]) -> None:
-        (inputs,) = seen
-        layer, float_layer = layers[name], rounded.get_submodule(name)
-        grid = layer.integers.weight_grid
-        sample = samples.pop(name)
-        x = [layer.input.steps(part) * layer.input.scale for part in inputs]
-        _round_layer(float_layer, grid, sample, x)
-        scale = torch.tensor(layer.input.scale)
-        weight, bias = parameters_of(float_layer)
-        layer.adopt(quantize_parameters(weight, bias, scale, grid, groups_of(float_layer)))
-        on_layer(1)
+        def round_layer(name: str, seen: list[Iterable[Tensor]]) -> None:
+            (inputs,) = seen
+            layer, float_layer = layers[name], rounded.get_submodule(name)
+            grid = layer.integers.weight_grid
+            _round_layer(float_layer, grid, samples[name], _Quantized(layer.input, inputs))
+            weight, bias = parameters_of(float_layer)
+            scale = torch.tensor(layer.input.scale)
+            layer.adopt(quantize_parameters(weight, bias, scale, grid, groups_of(float_layer)))
+            on_layer(1)
 
-    run_in_chunks(simulated, kept, read_by_layers(simulated), round_layer)
+        run_in_chunks(simulated, inputs, read_by_layers(simulated), round_layer)
     grids = {name: layer.integers.weight_grid for name, layer in layers.items()}
     return Rounded(rounded, replace(plan, weight_grids=grids))
 
 
+@dataclass(frozen=True)
+class _Quantized:
+    """The values of chunks, rounded to a grid."""
+
+    quantize: FakeQuantize
+    chunks: Iterable[Tensor]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self.quantize.steps(part).mul_(self.quantize.scale) for part in self.chunks)
+
+
 class _Sample:
-    """Positions (N, P) of a layer's output, as many for each image, and the float outputs (N*P, C) there."""
+    """Positions of a layer's output, as many for each image, and the mean of the float outputs there.
+
+    Args:
+        layer: in float.
+        images: how many there are in all.
+        patches: positions in all, at most; but at least one of each image.
+    """
 
     def __init__(self, layer: nn.Module, images: int, patches: int) -> None:
         self._layer = layer
         self._images = images
         self._patches = patches
-        self._positions = torch.empty(0, 0)
-        self._outputs: list[Tensor] = []
-        self._seen = 0
+        self._rows = self._places = 0
+        self._mean = Mean()
+        self._drawn: Positions | None = None
 
     def see(self, y: Tensor, images: int) -> None:
-        """Keep what is needed of the float output for the next `images` images."""
-        places = maps(y, self._layer)
-        if not self._outputs:
+        """Take in the float output for the next `images` images."""
+        values = maps(y, self._layer)
+        if self._drawn is None:
             # Windows of an image, say, may lie along the first dimension: each is as an image of its own.
-            rows = self._images * len(places) // images
-            self._positions = draw_positions(rows, places.shape[2], self._patches).to(y.device)
-        self._outputs.append(outputs_at(places, self._positions[self._seen : self._seen + len(y)]))
-        self._seen += len(y)
+            self._rows, self._places = self._images * len(values) // images, values.shape[2]
+            self._drawn = self._positions(self._places)
+        self._mean.update(outputs_at(values, self._drawn.draw(len(values)).to(y.device)))
 
-    def outputs(self) -> Tensor:
-        """Return the float outputs."""
-        return torch.cat(self._outputs)
+    def mean(self) -> Tensor:
+        """Return the mean (C,) of the float outputs."""
+        return self._mean.value()
 
-    def outputs_of(self, layer: nn.Module, x: list[Tensor]) -> Tensor:
-        """Return the outputs of another layer at the same positions, for its input in chunks."""
-        chunks = self._positions.split([len(part) for part in x])
-        return torch.cat([outputs_at(maps(layer(part), layer), chunk) for part, chunk in zip(x, chunks, strict=True)])
+    def mean_of(self, layer: nn.Module, x: Iterable[Tensor]) -> Tensor:
+        """Return the mean (C,) of the outputs of another layer at the same positions, for its input in chunks."""
+        mean, positions = Mean(), self._positions(self._places)
+        for part in x:
+            mean.update(outputs_at(maps(layer(part), layer), positions.draw(len(part)).to(part.device)))
+        return mean.value()
 
-    def inputs(self, x: list[Tensor]) -> Tensor:
-        """Return what the outputs are computed from, (N*P, groups, K), for the layer's input in chunks."""
-        positions = self._positions
-        if isinstance(self._layer, TransposedConvolution):  # a place of its input reaches many outputs
-            places = maps(x[0], self._layer).shape[2]
-            positions = draw_positions(len(positions), places, self._patches).to(x[0].device)
-        chunks = positions.split([len(part) for part in x])
-        return torch.cat([inputs_at(self._layer, part, chunk) for part, chunk in zip(x, chunks, strict=True)])
+    def input_moments(self, x: Iterable[Tensor]) -> SecondMoments:
+        """Return the moments of what the outputs are computed from, for the layer's input in chunks."""
+        moments, positions = SecondMoments(), None
+        for part in x:
+            if positions is None:
+                # A place of the input of a transposed convolution reaches many outputs: its own places are drawn.
+                is_transposed = isinstance(self._layer, TransposedConvolution)
+                positions = self._positions(maps(part, self._layer).shape[2] if is_transposed else self._places)
+            moments.update(inputs_at(self._layer, part, positions.draw(len(part)).to(part.device)))
+        return moments
+
+    def _positions(self, places: int) -> Positions:
+        return Positions(self._rows, places, self._patches)
 
 
-def _sample_outputs(graph: fx.GraphModule, plan: Plan, batches: list[Batch], patches: int) -> dict[str, _Sample]:
-    images = sum(batch_size(graph, batch) for batch in batches)
+def _sample_outputs(graph: fx.GraphModule, plan: Plan, inputs: Shelves, patches: int) -> dict[str, _Sample]:
+    images = sum(batch_size(graph, batch) for batch in inputs)
     nodes = {name: node for name, node in layer_nodes(graph).items() if name in plan.layout.layers}
     if images == 0:
         raise InputError("there are no calibration images; give at least one batch")
     samples = {name: _Sample(graph.get_submodule(name), images, patches) for name in nodes}
-    for batch in batches:
+    for batch in inputs:
         see = {name: partial(sample.see, images=batch_size(graph, batch)) for name, sample in samples.items()}
         run(graph, batch, {node.name: see[name] for name, node in nodes.items()})
     return samples
 
 
-def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: list[Tensor]) -> None:
+def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: Iterable[Tensor]) -> None:
     """Round the layer's weight to `grid` and correct its bias, in place, for the quantized input `x` in chunks."""
     weight, bias = parameters_of(layer)
-    inputs = sample.inputs(x).unbind(1)  # (rows, K) for each group
-    kernels = kernel_rows(layer, len(inputs))
-    scales = row_scales(layer, grid, len(inputs))
-    rounded, means = [], []
-    for patch, kernel, scale in zip(inputs, kernels, scales, strict=True):
-        mean = patch.mean(0)
-        varying = patch if bias is None else patch - mean
-        moments = varying.T @ varying / len(varying)
-        integers = round_with_feedback(kernel, moments, scale, grid.scheme.qmin, grid.scheme.qmax)
-        rounded.append(integers * scale.unsqueeze(1))
-        means.append(rounded[-1] @ mean)
+    seen = sample.input_moments(x)
+    mean, moments = seen.mean(), seen.moments(central=bias is not None)
+    kernels, scales = kernel_rows(layer, len(moments)), row_scales(layer, grid, len(moments))
+    rounded = [
+        round_with_feedback(kernel, part, scale, grid.scheme.qmin, grid.scheme.qmax) * scale.unsqueeze(1)
+        for kernel, part, scale in zip(kernels, moments, scales, strict=True)
+    ]
     weight.copy_(weight_of_rows(layer, rounded))
     if bias is None:
         return
     if isinstance(layer, TransposedConvolution):
-        bias.add_((sample.outputs() - sample.outputs_of(layer, x)).mean(0))
+        bias.add_(sample.mean() - sample.mean_of(layer, x))
     else:
-        bias.copy_(sample.outputs().mean(0) - torch.cat(means))
+        bias.copy_(sample.mean() - torch.cat([kernel @ part for kernel, part in zip(rounded, mean, strict=True)]))

@@ -4,6 +4,7 @@ Every step is a function of its own elsewhere; this is their order. A network is
 follow: channels are scaled, then identity branches set apart, both without changing what it computes.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -70,8 +71,8 @@ def round_graph(
         plan: for this network.
         method: its rounding is used here: "feedback" and "learned" round the weights for the images, "nearest" corrects
             the biases with them.
-        batches: see `graph.run.inputs_of`; all of them are kept except for "nearest". Without any, weights are rounded
-            to the nearest and biases stay as they are.
+        batches: see `graph.run.inputs_of`; they are read once. Without any, weights are rounded to the nearest and
+            biases stay as they are.
         on_progress: called with what was done since the last call; `progress_total` says of how much.
         checkpoint: file that keeps the layers which learned rounding has finished, for a run that is interrupted.
 
@@ -83,12 +84,13 @@ def round_graph(
         sums = simulate(nearest.graph, nearest.plan, ends=False)
         corrected = correct_biases(graph, sums, batches, on_progress)
         return _to_nearest(corrected, plan, method)
-    kept = list(batches)
-    if not kept:
+    first = next(iterator := iter(batches), None)
+    if first is None:
         return nearest
+    rest = itertools.chain([first], iterator)
     if method.rounding == "feedback":
-        return round_weights(graph, nearest.plan, kept, on_layer=on_progress)
-    return reconstruct(graph, nearest.plan, kept, method.reconstruction, on_step=on_progress, checkpoint=checkpoint)
+        return round_weights(graph, nearest.plan, rest, on_layer=on_progress)
+    return reconstruct(graph, nearest.plan, rest, method.reconstruction, on_step=on_progress, checkpoint=checkpoint)
 
 
 def _to_nearest(graph: fx.GraphModule, plan: Plan, method: PtqMethod) -> Rounded:

@@ -7,9 +7,9 @@ the float network, as in BRECQ (Li et al., ICLR 2021). The core is `repquant.num
 The weights of transposed convolutions are rounded to nearest: their outputs sum over kernel places that different
 inputs reach, which the rows of the core can't say.
 
-Memory: the images; the values that the quantized network still needs, of all images (see `graph.chunks`); the float
-outputs of all layers at 8,192 positions each; at most 256 MiB of one layer's inputs. With `drop` the float inputs of
-all layers at these positions are kept too.
+Memory: what a batch takes; at most 256 MiB of one layer's inputs; and a shelf (`graph.shelf`) with the images, the
+values that the quantized network still needs, and the float outputs of all layers at 8,192 positions each, with `drop`
+the float inputs too.
 """
 
 import hashlib
@@ -21,18 +21,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from repquant.errors import InputError
-from repquant.graph.chunks import run_in_chunks
+from repquant.graph.batches import first_images
+from repquant.graph.chunks import run_in_chunks, shelve_inputs
 from repquant.graph.copies import copy_graph
 from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, Observer, batch_size, run
+from repquant.graph.shelf import Shelf
 from repquant.methods.layer_ends import LayerEnd, find_ends
 from repquant.methods.layer_positions import parameters_of
 from repquant.methods.method import ReconstructionOptions
 from repquant.methods.rounded import Rounded
 from repquant.methods.rounding_checkpoint import LearnedLayer, LearnedLayers, fingerprint, load_layers
-from repquant.methods.row_samples import RowSample
+from repquant.methods.row_samples import ROWS, RowSample
 from repquant.numerics.adaround import LayerRows, learn_rounding
 from repquant.numerics.affine import Grid, dequantize
 from repquant.simulation.integers import quantize_parameters
@@ -60,7 +62,7 @@ def reconstruct(
     Args:
         graph: from `capture`; it is not changed.
         plan: for this network; layers without a weight grid get that of their largest weights.
-        batches: see `graph.run.inputs_of`; they are kept. 256 to 512 images are enough.
+        batches: see `graph.run.inputs_of`; they are read once, up to 8,192 images. 256 to 512 are enough.
         options: how to learn.
         on_step: called with the number of steps done since the last call, those of a checkpoint's layers included.
         checkpoint: file that gets each finished layer; its folder is made. If the file exists, the run goes on after
@@ -70,43 +72,44 @@ def reconstruct(
         InputError: no batch came, or one does not fit the network; gains on per-tensor grids, or a checkpoint that is
             damaged, of other arguments, or can't be written.
     """
-    kept = list(batches)
-    images = sum(batch_size(graph, batch) for batch in kept)
-    if images == 0:
-        raise InputError("there are no calibration images; give at least one batch")
-    simulated = simulate(graph, plan, ends=False)
-    layers = quantized_layers(simulated)
-    if options.affine and plan.target.weight.channel_axis is None:
-        raise InputError(
-            "affine folds gains into one weight scale per output channel, and these weights have one per tensor; "
-            "quantize the weights per channel, or reconstruct without affine"
-        )
-    learned = LearnedLayers(checkpoint, lambda: fingerprint(graph, plan, kept, options))
-    results = {name: _nearest(layer) for name, layer in layers.items()}
-    for name, result in learned.layers.items():
-        results[name] = _adopt(layers[name], result)
-    waiting = [
-        name
-        for name in layers
-        if name not in learned.layers and not isinstance(graph.get_submodule(name), TransposedConvolution)
-    ]
-    on_step(options.steps * (len(layers) - len(waiting)))
-    ends = find_ends(graph, options.granularity)
-    samples = {
-        name: RowSample(graph.get_submodule(name), layers[name].input, images, keep_inputs=options.drop > 0)
-        for name in waiting
-    }
+    with Shelf() as shelf:
+        inputs = shelve_inputs(graph, first_images(batches, ROWS), shelf)
+        images = sum(batch_size(graph, batch) for batch in inputs)
+        if images == 0:
+            raise InputError("there are no calibration images; give at least one batch")
+        simulated = simulate(graph, plan, ends=False)
+        layers = quantized_layers(simulated)
+        if options.affine and plan.target.weight.channel_axis is None:
+            raise InputError(
+                "affine folds gains into one weight scale per output channel, and these weights have one per tensor; "
+                "quantize the weights per channel, or reconstruct without affine"
+            )
+        learned = LearnedLayers(checkpoint, lambda: fingerprint(graph, plan, inputs, options))
+        results = {name: _nearest(layer) for name, layer in layers.items()}
+        for name, result in learned.layers.items():
+            results[name] = _adopt(layers[name], result)
+        waiting = [
+            name
+            for name in layers
+            if name not in learned.layers and not isinstance(graph.get_submodule(name), TransposedConvolution)
+        ]
+        on_step(options.steps * (len(layers) - len(waiting)))
+        ends = find_ends(graph, options.granularity)
+        samples = {
+            name: RowSample(graph.get_submodule(name), layers[name].input, images, shelf, keep_inputs=options.drop > 0)
+            for name in waiting
+        }
 
-    def learn(name: str, seen: list[list[Tensor]]) -> None:
-        x, *addends = seen
-        rows = samples.pop(name).rows(x, addends[0] if addends else [], relu=ends[name].relu)
-        result = _learn(name, graph.get_submodule(name), layers[name], rows, options, on_step)
-        learned.add(name, result)
-        results[name] = _adopt(layers[name], result)
+        def learn(name: str, seen: list[Iterable[Tensor]]) -> None:
+            x, *addends = seen
+            rows = samples.pop(name).rows(x, addends[0] if addends else None, relu=ends[name].relu)
+            result = _learn(name, graph.get_submodule(name), layers[name], rows, options, on_step)
+            learned.add(name, result)
+            results[name] = _adopt(layers[name], result)
 
-    if waiting:
-        _observe(graph, kept, samples, ends)
-        run_in_chunks(simulated, kept, _reads(simulated, waiting, ends), learn)
+        if waiting:
+            _observe(graph, inputs, samples, ends)
+            run_in_chunks(simulated, inputs, _reads(simulated, waiting, ends), learn)
     return _rounded(graph, plan, layers, results)
 
 
@@ -118,7 +121,7 @@ def check_checkpoint(
     Raises:
         InputError: the file is damaged, or was written for other arguments.
     """
-    load_layers(checkpoint, fingerprint(graph, plan, batches, options))
+    load_layers(checkpoint, fingerprint(graph, plan, first_images(batches, ROWS), options))
 
 
 def _nearest(layer: QuantizedLayer) -> LearnedLayer:
@@ -143,7 +146,7 @@ def _adopt(layer: QuantizedLayer, result: LearnedLayer) -> LearnedLayer:
 
 
 def _observe(
-    graph: fx.GraphModule, batches: list[Batch], samples: Mapping[str, RowSample], ends: Mapping[str, LayerEnd]
+    graph: fx.GraphModule, batches: Iterable[Batch], samples: Mapping[str, RowSample], ends: Mapping[str, LayerEnd]
 ) -> None:
     """Show each sample what the float network has at its layer."""
     sources = {name: node.all_input_nodes[0].name for name, node in layer_nodes(graph).items()}

@@ -101,12 +101,12 @@ def fingerprint(graph: fx.GraphModule, plan: Plan, batches: Iterable[Batch], opt
     grids = {f"{kind}/{name}": grid for kind in ("grids", "weight_grids") for name, grid in vars(plan)[kind].items()}
     scales = {f"{name}/scale": grid.scale for name, grid in grids.items()}
     zero_points = {f"{name}/zero_point": grid.zero_point for name, grid in grids.items()}
-    images = {f"{number}/{i}": x for number, b in enumerate(batches) for i, x in enumerate(inputs_of(graph, b))}
+    images = ((f"{number}/{i}", x) for number, b in enumerate(batches) for i, x in enumerate(inputs_of(graph, b)))
     return {
         "options": repr(options),
         "network": _digest(graph.state_dict(), graph.code),
         "grids": _digest(scales | zero_points, f"{plan.target} {plan.layout.layers} {plan.layout.roundings}"),
-        "images": _digest(images),
+        "images": _digest_in_order(images),
     }
 
 
@@ -119,8 +119,12 @@ def _save(path: Path, fingerprint: Mapping[str, str], layers: Mapping[str, Learn
 
 def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """Return the SHA-256 of a text and of tensors with their names."""
+    return _digest_in_order(sorted(tensors.items()), text)
+
+
+def _digest_in_order(tensors: Iterable[tuple[str, Tensor]], text: str = "") -> str:
     digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -187,7 +187,7 @@ def _weight_noise(layer: LayerStatistics, scales: Tensor, shortcut: Shortcut, st
     """Noise power that rounding a layer's weights adds to the network's output, in original units."""
     groups, rows, columns = layer.magnitude.shape
     before, after = scales_at(scales, layer.inputs), scales_at(scales, layer.outputs)
-    row_range = (layer.magnitude / before.view(groups, 1, columns)).amax(2)
+    row_range = _largest(layer.magnitude, before.view(groups, columns))
     if layer.diagonal is not None and shortcut != "apart":
         diagonal = layer.diagonal - before / after if shortcut == "residual" else layer.diagonal
         row_range = torch.maximum(row_range, (diagonal.abs() / before).view(groups, rows))
@@ -197,6 +197,16 @@ def _weight_noise(layer: LayerStatistics, scales: Tensor, shortcut: Shortcut, st
     power = (before.square() * layer.variance).view(groups, columns, 1)
     seen = (layer.seen @ power).squeeze(2)
     return layer.taps / 12 * (layer.gain.view(groups, rows) * (row_range / steps).square() * seen).sum()
+
+
+def _largest(magnitude: Tensor, before: Tensor) -> Tensor:
+    """Return the largest magnitude / before of each row (G, R), of (G, R, C) and (G, C).
+
+    The gradient goes to the largest alone: through the whole matrix it would cost more than all else.
+    """
+    with torch.no_grad():
+        place = (magnitude / before.unsqueeze(1)).argmax(2)
+    return magnitude.gather(2, place.unsqueeze(2)).squeeze(2) / before.gather(1, place)
 
 
 def _activation_noise(tensor: TensorStatistics, scales: Tensor, steps: float) -> Tensor:

@@ -5,9 +5,12 @@ inputs x with second moments M = E[x x^T], the row w with integers q and step s 
 
     E[((w - s q) x)^2] = (w - s q) M (w - s q)^T.
 
-`round_with_feedback` rounds column by column and moves the columns that are still free so that they make up for the
-error so far (GPTQ: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-ICLR 2023, after Hassibi and Stork, "Optimal Brain Surgeon", 1993).
+`round_with_feedback` rounds column by column; the columns that are still free make up for the error so far (GPTQ:
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023, after
+Hassibi and Stork, "Optimal Brain Surgeon", 1993). With M = U^T U, U upper triangular, and the error e = w - s q the
+loss is |U e^T|^2, whose last term is the last column's alone. So from the last column backwards each takes the integer
+that makes its own term smallest (Babai, "On Lovasz' Lattice Reduction and the Nearest Lattice Point Problem", 1986). In
+exact arithmetic that is what GPTQ gives, without the inverse of M.
 """
 
 import torch
@@ -33,44 +36,39 @@ def round_with_feedback(
     Raises:
         FloatingPointError: the moments are no numbers.
     """
-    step = scale.to(weight.dtype)
-    # Columns whose input is large come first: while there is much left that can make up for them.
-    order = moments.diagonal().argsort(descending=True)
-    factor = _inverse_factor(moments[order][:, order], damping).to(weight.dtype)
-    rest = weight.T[order].contiguous()  # (K, O): a column of weights is contiguous in memory
-    integers = torch.empty_like(rest)
-    for start in range(0, len(rest), _BLOCK):
-        stop = min(start + _BLOCK, len(rest))
-        block, local = rest[start:stop], factor[start:stop, start:stop]
-        errors = torch.empty_like(block)
-        for column, own in enumerate(local.diagonal().tolist()):
-            integers[start + column] = torch.round(block[column] / step).clamp_(qmin, qmax)
-            errors[column] = (block[column] - integers[start + column] * step) / own
-            block[column:].addr_(local[column, column:], errors[column], alpha=-1)
-        rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    # Columns whose input is large are rounded first, from the last one backwards: much is left to make up for them.
+    order = moments.diagonal().argsort(descending=True).flip(0)
+    factor = _factor(moments[order][:, order], damping).to(weight.dtype)
+    exact = (weight / scale.to(weight.dtype).unsqueeze(1)).T[order]  # (K, O): a column of weights is contiguous
+    integers, errors = torch.empty_like(exact), torch.empty_like(exact)
+    for stop in range(len(exact), 0, -_BLOCK):
+        start = max(0, stop - _BLOCK)
+        wanted = torch.addmm(exact[start:stop], factor[start:stop, stop:], errors[stop:])
+        for column in range(stop - 1, start - 1, -1):
+            later = slice(column + 1, stop)
+            own = torch.addmv(wanted[column - start], errors[later].T, factor[column, later])
+            torch.round(own, out=integers[column]).clamp_(qmin, qmax)
+            torch.sub(exact[column], integers[column], out=errors[column])
     result = torch.empty_like(integers)
     result[order] = integers
     return result.T.contiguous()
 
 
-def _inverse_factor(moments: Tensor, damping: float) -> Tensor:
-    """Return the upper triangular U with U^T U = (M + damping)^-1, in float64.
-
-    With the order of its rows and columns reversed, M = L L^T gives M = V V^T with V upper triangular; U = V^-1.
-    """
-    moments = moments.double().flip(0, 1)
-    mean = float(moments.diagonal().mean())
+def _factor(moments: Tensor, damping: float) -> Tensor:
+    """Return U, upper triangular with ones on its diagonal, and U^T D U the damped moments for some diagonal D."""
+    moments = moments.double()
+    diagonal = moments.diagonal()
+    mean = float(diagonal.mean())
     added = damping * mean if mean > 0 else 1.0
+    total = 0.0
     for _ in range(_ATTEMPTS):
-        damped = moments.clone()
-        damped.diagonal().add_(added)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        diagonal.add_(added - total)
+        total = added
+        upper, failed = torch.linalg.cholesky_ex(moments, upper=True)
         if not failed:
             break
         added *= 10
     else:
         raise FloatingPointError("the inputs of a layer are not finite, or too large to round its weights for")
-    upper = lower.flip(0, 1)
-    one = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    factor: Tensor = torch.linalg.solve_triangular(upper, one, upper=True)
+    factor: Tensor = upper.div_(upper.diagonal().clone().unsqueeze(1))
     return factor

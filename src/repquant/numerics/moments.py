@@ -1,4 +1,4 @@
-"""Mean and variance of channels, from parts that are merged exactly.
+"""Mean and variance of channels, from parts that are merged exactly; and the mean of rows alone.
 
 Welford's and Chan's formulas (Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", 1983): unlike
 sums of squares they lose no digits when a mean is large against its deviation.
@@ -52,3 +52,22 @@ class Moments:
     def variance(self) -> Tensor:
         """(C,), the mean squared distance to the mean."""
         return self.deviation / max(self.count, 1)
+
+
+class Mean:
+    """Of rows (R, C) that come in parts; summed in float64."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._sum: Tensor | float = 0.0
+        self._dtype = torch.float32
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows."""
+        self._rows += len(rows)
+        self._sum += rows.sum(0, dtype=torch.float64)
+        self._dtype = rows.dtype
+
+    def value(self) -> Tensor:
+        """Return the mean (C,) in the dtype of the rows."""
+        return (torch.as_tensor(self._sum) / self._rows).to(self._dtype)

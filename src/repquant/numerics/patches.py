@@ -29,13 +29,24 @@ class Geometry:
         return height, width
 
 
-def draw_positions(images: int, places: int, rows: int) -> Tensor:
-    """Return (N, P) places of an output map, without repetition, as many for each image and at most `rows` in all.
+class Positions:
+    """A draw of places of output maps, without repetition, as many for each image; the same arguments draw the same.
 
-    At least one is drawn for each image. The same arguments give the same places.
+    Args:
+        images: in all.
+        places: of a map.
+        rows: places in all, at most; but at least one is drawn for each image.
     """
-    count = min(places, max(1, rows // images))
-    return torch.rand(images, places, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :count]
+
+    def __init__(self, images: int, places: int, rows: int) -> None:
+        self._places = places
+        self._count = min(places, max(1, rows // images))
+        self._generator = torch.Generator().manual_seed(0)
+
+    def draw(self, images: int) -> Tensor:
+        """Return (N, P) places for the next images."""
+        tickets = torch.rand(images, self._places, generator=self._generator)
+        return tickets.topk(self._count, largest=False).indices
 
 
 def outputs_at(y: Tensor, positions: Tensor) -> Tensor:

@@ -134,8 +134,8 @@ def start_qat(
     ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
     plan = make_plan(layout, ranges, target)
     plan = replace(plan, weight_grids=find_weight_grids(graph, method.weight_ranges, plan))
-    if method.rounding == "feedback" and (parts := list(rounding())):
-        rounded = round_weights(graph, plan, parts)
+    if method.rounding == "feedback" and next(iter(rounding()), None) is not None:
+        rounded = round_weights(graph, plan, rounding())
         deploy, plan = with_parameters_of(deploy, rounded.graph, residuals), rounded.plan
     if options.method == "inserted-bn":
         inserted = inserted or insert_bn(deploy, measure_outputs(deploy, calibration()))
