@@ -14,9 +14,6 @@ from torch import Tensor
 
 from repquant.errors import InputError
 
-_SAMPLE = 1 << 17  # values of an update from which frequent values are not counted one by one
-_BLOCK = 64  # neighbours that are looked at together when rare values are searched
-_RARE = 1e-3  # share of the largest magnitudes that are counted one by one always
 _CHUNK = 1 << 19  # elements counted at a time: the scratch buffers stay in the cache
 _MAX_BINS = torch.iinfo(torch.int16).max // 4  # indices are int16, and the bins may grow fourfold
 _STRIDES = 1024  # counters are laid out for a multiple of it: a few layouts serve all histograms
@@ -26,9 +23,6 @@ _MIN_WIDTH = torch.finfo(torch.float32).tiny  # the reciprocal of a smaller widt
 class Histogram:
     """Counts of |x| in bins of equal width, with the exact smallest and largest x.
 
-    The first update is counted in full. Of a later one with many values, the thousandth with the largest magnitudes is,
-    since a few of them decide where to clip; of the others each k-th counts k times, from another first one in turn.
-
     The first batch that holds a value other than zero fixes the width at max|x| / bins. A later, larger value appends
     bins of that width; when there would be more than 4 * bins, neighbours are merged in pairs and the width doubles.
 
@@ -36,7 +30,7 @@ class Histogram:
         bins: number of bins that the first batch is spread over, 2 to 8191.
 
     Attributes:
-        counts: (B,) int64, occurrences in each bin, or an estimate; the value on the last edge belongs to the last bin.
+        counts: (B,) int64, occurrences in each bin; the value on the last edge belongs to the last bin.
         width: width of a bin, in units of x; 0 while only zeros were seen.
         minimum, maximum: exact extremes of x.
     """
@@ -50,7 +44,6 @@ class Histogram:
         self.minimum = 0.0
         self.maximum = 0.0
         self._empty = True
-        self._updates = 0
 
     @property
     def edges(self) -> NDArray[np.floating]:
@@ -64,7 +57,7 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """Number of values seen, or an estimate."""
+        """Number of values seen."""
         return int(self.counts.sum())
 
     def update(self, x: Tensor) -> None:
@@ -76,9 +69,7 @@ class Histogram:
         if x.numel() == 0:
             raise InputError("an empty tensor can't be calibrated on")
         x = x.detach().float().contiguous().view(-1)
-        is_sampled = len(x) > _SAMPLE and self._updates > 0
-        blocks = _Blocks(x) if is_sampled else None
-        low, high = blocks.extremes() if blocks else (float(value) for value in torch.aminmax(x))
+        low, high = (float(value) for value in torch.aminmax(x))
         if not (isfinite(low) and isfinite(high)):
             raise InputError("an activation is NaN or infinite; check the weights and the calibration images")
         self.minimum = low if self._empty else min(low, self.minimum)
@@ -88,24 +79,11 @@ class Histogram:
             self.counts[0] += x.numel()
             return
         self._make_room()
-        self._updates += 1
-        if blocks is None:
-            self.counts += self._count(x)
-            return
-        every = -(-len(x) // _SAMPLE) | 1  # odd, so that it falls on all columns of maps of an even width
-        rare = 1 + int(np.searchsorted(np.cumsum(self.counts), (1 - _RARE) * self.total))
-        self.counts[:rare] += every * self._count(x[self._updates % every :: every])[:rare]
-        # Half a bin less: a value just below an edge may be counted above it.
-        self.counts[rare:] += self._count(blocks.reaching((rare - 0.5) * self.width))[rare:]
-
-    def _count(self, x: Tensor) -> NDArray[np.int64]:
-        bins = len(self.counts)
         if x.device.type != "cpu":
-            return _count_on_device(x, self.width, bins)
-        counts = np.zeros(bins, dtype=np.int64)
+            self.counts += _count_on_device(x, self.width, len(self.counts))
+            return
         for chunk in x.split(_CHUNK):
-            counts += _count(chunk, self.width, bins, signed=self.minimum < 0)
-        return counts
+            self.counts += _count(chunk, self.width, len(self.counts), signed=low < 0)
 
     def _make_room(self) -> None:
         if self.width == 0.0:
@@ -119,27 +97,6 @@ class Histogram:
             needed = int(np.ceil(self.amax / self.width))
         missing = max(0, max(needed, self.bins) - len(self.counts))
         self.counts = np.append(self.counts, np.zeros(missing, dtype=np.int64))
-
-
-class _Blocks:
-    """Many values (n,) in blocks of neighbours, which are passed over where all of them are small."""
-
-    def __init__(self, x: Tensor) -> None:
-        end = len(x) // _BLOCK * _BLOCK
-        self._blocks, self._rest = x[:end].view(-1, _BLOCK), x[end:]
-        self._low, self._high = self._blocks.amin(1), self._blocks.amax(1)
-
-    def extremes(self) -> tuple[float, float]:
-        """Return the smallest and the largest value; NaN if there is one."""
-        return (
-            float(torch.cat([self._low, self._rest]).amin()),
-            float(torch.cat([self._high, self._rest]).amax()),
-        )
-
-    def reaching(self, magnitude: float) -> Tensor:
-        """Return a part of the values that holds all of at least this magnitude."""
-        large = torch.maximum(self._high, -self._low) >= magnitude
-        return torch.cat([self._blocks[large].view(-1), self._rest])
 
 
 def _count(x: Tensor, width: float, bins: int, *, signed: bool) -> NDArray[np.int64]:
