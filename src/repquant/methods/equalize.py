@@ -37,7 +37,7 @@ from repquant.numerics.equalization import (
 from repquant.targets.target import Target
 
 NOISE_IMAGES = 256
-"""Images that the noise model looks at: with 128 the networks lose a fifth more, with 512 no less (docs/log.md)."""
+"""Images that the noise model looks at: with 128 RepVGG-A0 loses a fifth more, with 512 about as much (docs/log.md)."""
 
 _QUIET = 0.01  # a channel counts as at least this share of the loudest: scales of silent channels stay bounded
 _GAIN_IMAGES = 8
