@@ -77,6 +77,12 @@ def test_files_have_one_noun_for_a_name_and_stay_small(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by it, and collects neither."""
+    names = [path.name for path in (PACKAGE.parent.parent / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_folder_is_a_layer():
     folders = {path.relative_to(PACKAGE).parts[0] for path in FILES if path.parent != PACKAGE}
     assert folders <= set(RANK)

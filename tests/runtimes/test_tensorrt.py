@@ -107,6 +107,19 @@ def test_results_outlive_the_next_call(fake, use, engine_file, images):
     np.testing.assert_array_equal(first, kept)
 
 
+def test_the_time_of_each_layer_is_that_of_its_profiler(fake, use, engine_file, images):
+    use(fake)
+    runtime = TensorRtRuntime(engine_file)
+    layers = runtime.profile(images[:4], runs=3)
+    assert [(layer.name, layer.precision, layer.milliseconds) for layer in layers] == [
+        ("Reformatting CopyNode for Input Tensor 0", "reformat", 0.5),
+        ("conv + relu", "INT8", 1.5),
+        ("pool", "FP16", 2.5),
+        ("linear", "FP32", 3.5),
+    ]
+    assert fake.asked.count(("run", 4)) == 4
+
+
 def test_other_image_size(fake, use, engine_file):
     use(fake)
     with pytest.raises(InputError, match="takes images of shape any x 3 x 8 x 8, not 2 x 3 x 16 x 8; choose the image"):

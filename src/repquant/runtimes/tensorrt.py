@@ -14,9 +14,12 @@ import numpy as np
 from repquant.errors import InputError
 from repquant.runtimes.device_memory import DeviceMemory, open_memory
 from repquant.runtimes.interface import Array
+from repquant.runtimes.layer_time import OTHER, LayerTime, median_times
 from repquant.runtimes.model_file import as_outputs, check_inputs, require_file
-from repquant.runtimes.tensorrt_build import BuildOptions, build_engine
+from repquant.runtimes.tensorrt_build import BuildOptions, build_engine, inspect
+from repquant.runtimes.tensorrt_layers import read_layers
 from repquant.runtimes.tensorrt_log import Messages, require_tensorrt
+from repquant.runtimes.tensorrt_profiler import layer_profiler
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -50,10 +53,7 @@ class TensorRtRuntime:
             plan = build_engine(path, BuildOptions(allow_float=True)).plan
         self._messages = Messages()
         self._engine = self._deserialized(plan)
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise InputError(f"TensorRT can't run {path}: {self._messages.reason()}; free memory of the GPU")
-        self._context = context
+        self._context = self._new_context()
         names, self.outputs = self._tensors()
         sizes = [_sizes(self._engine.get_tensor_shape(name)) for name in names]
         self.inputs = {name: (None, *rest) for name, (_, *rest) in zip(names, sizes, strict=True)}
@@ -66,8 +66,31 @@ class TensorRtRuntime:
         """Return the output for the inputs, or a tuple where there are several."""
         check_inputs(self._path, [*self.inputs.values()], [x.shape for x in inputs])
         starts = range(0, len(inputs[0]), self._largest)
-        parts = [self._run([x[start : start + self._largest] for x in inputs]) for start in starts]
+        parts = [self._run([x[start : start + self._largest] for x in inputs], self._context) for start in starts]
         return as_outputs([np.concatenate(pieces) for pieces in zip(*parts, strict=True)])
+
+    def profile(self, *inputs: Array, runs: int = 10) -> tuple[LayerTime, ...]:
+        """Return how long each layer takes, in a context of its own; precisions are those of the inspector."""
+        context = self._new_context()
+        times = layer_profiler()
+        context.profiler = times
+        measured = []
+        for _ in range(1 + runs):
+            times.layers.clear()
+            self._run([x[: self._largest] for x in inputs], context)
+            measured.append(tuple(times.layers))
+        kinds = {layer.name: layer.kind for layer in read_layers(inspect(self._engine))}
+        layers = [
+            [LayerTime(name=name, kind="", precision=kinds.get(name, OTHER), milliseconds=ms) for name, ms in run]
+            for run in measured[1:]  # the first finds its memory
+        ]
+        return median_times(layers)
+
+    def _new_context(self) -> trt.IExecutionContext:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise InputError(f"TensorRT can't run {self._path}: {self._messages.reason()}; free memory of the GPU")
+        return context
 
     def _deserialized(self, plan: bytes) -> trt.ICudaEngine:
         import tensorrt as trt
@@ -94,11 +117,11 @@ class TensorRtRuntime:
                 raise InputError(f"engine {self._path} has {name} in another type than float32; build it again")
         return inputs, outputs
 
-    def _run(self, inputs: list[Array]) -> list[Array]:
+    def _run(self, inputs: list[Array], context: trt.IExecutionContext) -> list[Array]:
         count = len(inputs[0])
         if count < self._smallest:  # a batch that is fixed, or a profile that begins above it
             inputs = [np.concatenate([x, np.zeros((self._smallest - count, *x.shape[1:]), x.dtype)]) for x in inputs]
-        memory, context = self._memory, self._context
+        memory = self._memory
         given = [memory.upload(x) for x in inputs]
         shapes = zip(self.inputs, inputs, strict=True)
         is_set = all(context.set_input_shape(name, tuple(x.shape)) for name, x in shapes)

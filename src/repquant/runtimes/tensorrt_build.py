@@ -127,7 +127,7 @@ def build_engine(path: Path, options: BuildOptions, timing_cache: bytes = b"") -
     content = bytes(plan)
     return BuiltEngine(
         plan=content,
-        layers=read_layers(_inspect(messages, path, content)),
+        layers=read_layers(_inspect_plan(messages, path, content)),
         timing_cache=bytes(config.get_timing_cache().serialize()),
         version=version,
     )
@@ -194,11 +194,17 @@ def _not_built(path: Path, reason: str) -> InputError:
     return InputError(f"TensorRT can't build an engine from {path}: {reason}; {remedy}")
 
 
-def _inspect(messages: Messages, path: Path, plan: bytes) -> str:
+def _inspect_plan(messages: Messages, path: Path, plan: bytes) -> str:
     import tensorrt as trt
 
     engine = trt.Runtime(messages.logger).deserialize_cuda_engine(plan)
     if engine is None:
         raise _not_built(path, messages.reason())
-    inspector = engine.create_engine_inspector()
-    return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    return inspect(engine)
+
+
+def inspect(engine: trt.ICudaEngine) -> str:
+    """Return what an engine's inspector tells of its layers, in JSON."""
+    import tensorrt as trt
+
+    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
