@@ -109,21 +109,19 @@ def test_a_layer_kept_in_float_is_float_in_the_file_too(graph, batch, tmp_path):
 class JoinedSigns(nn.Module):
     """Joins what a ReLU gives with values of both signs, as HGNetV2 does: the zero point of their grid is not 0."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.clip = clip
         self.stem, self.inner, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(16, 4)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image)
-        return self.head(torch.cat([x, self.clip(self.inner(x))], 1).mean((2, 3)))
+        return self.head(torch.cat([x, F.relu(self.inner(x))], 1).mean((2, 3)))
 
 
-@pytest.mark.parametrize("clip", [nn.ReLU(), nn.ReLU6()])
-def test_a_relu_on_a_grid_with_negative_values_is_part_of_no_float_layer(clip, batch, tmp_path):
+def test_a_relu_on_a_grid_with_negative_values_is_part_of_no_float_layer(batch, tmp_path):
     torch.manual_seed(1)
     images = {"image": 8 * batch["image"]}
-    network = deploy(capture(JoinedSigns(clip).eval(), images), images, "onnxruntime", tmp_path / "network.onnx")
+    network = deploy(capture(JoinedSigns().eval(), images), images, "onnxruntime", tmp_path / "network.onnx")
     for engine in ENGINES:
         assert network.agreement(engine, "output").steps < 2
     assert network.agreement("onnxruntime", "output").equal == 1

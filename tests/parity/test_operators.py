@@ -63,16 +63,27 @@ ROUNDS_LESS = {("onnxruntime", "openvino"): {"add", "add_relu", "add_input", "ad
 FLOAT_PRODUCTS = {"openvino": {"matmul", "matmul_heads", "bmm"}}
 
 
+# Seen on CPUs with VNNI: ONNX Runtime computes a softmax between quantizers from integers, by a table of its own.
+APPROXIMATES = {"onnxruntime": {"softmax"}}
+
+# ONNX Runtime quantizes the weights of a float convolution between two quantizers by itself, and none of ours is such:
+# only a layer that is not understood can be one, behind a convolution whose end has to be rounded.
+REQUANTIZES = {("onnxruntime", "onnxruntime"): {"conv3d"}}
+
+
 @rows(CORE)
 def test_simulation_and_runtimes_agree(deployed, target, group, name):
     network = deployed(group, target)
     assert network.sqnr_db(name) > 25, "the simulation is far from the float network"
     for engine in ENGINES:
         agreement = network.agreement(engine, name)
-        if name in ROUNDS_LESS.get((target, engine), ()):
+        if name in (ROUNDS_LESS | REQUANTIZES).get((target, engine), ()):
             assert agreement.steps <= 2 * MOST_STEPS, (engine, agreement)
             continue
-        least_equal = 0.97 if name in FLOAT_PRODUCTS.get(engine, ()) else LEAST_EQUAL
+        if name in APPROXIMATES.get(engine, ()):
+            assert agreement.steps <= MOST_STEPS, (engine, agreement)
+            continue
+        least_equal = 0.95 if name in FLOAT_PRODUCTS.get(engine, ()) else LEAST_EQUAL
         assert agreement.equal >= least_equal, (engine, agreement)
         assert agreement.steps <= MOST_STEPS, (engine, agreement)
 

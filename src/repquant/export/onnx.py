@@ -12,11 +12,11 @@ from torch import fx
 from repquant import __version__
 from repquant.atomic import replace_file
 from repquant.export.circular import unwrap_padding
-from repquant.export.clipped_sums import round_before_clips
 from repquant.export.file_facts import FileFacts
 from repquant.export.integer_graph import integer_graph
 from repquant.export.node_names import name_nodes
 from repquant.export.pooling import pad_before_average, pool_globally
+from repquant.export.relu_grids import round_before_relu
 from repquant.export.shared_quantizers import share_quantizers
 from repquant.export.tracing import trace_to_onnx
 from repquant.export.value_names import name_ends
@@ -74,7 +74,7 @@ def export_graph(
         proto = pool_globally(proto)
     proto = share_quantizers(pad_before_average(unwrap_padding(proto)))
     if target and target.rounds_before_pointwise:
-        proto = round_before_clips(proto)
+        proto = round_before_relu(proto)
     if target and target.weights == "float" and target.weight.scale_type == "float32":
         proto = version_converter.convert_version(proto, OPSET_OF_TENSORRT_8)
     facts = replace(facts or FileFacts(), target=target.name if target else None, version=__version__)

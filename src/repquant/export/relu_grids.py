@@ -5,15 +5,15 @@ import onnx
 from onnx import helper, numpy_helper
 
 _SUMS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add"})
-_CLIPS = frozenset({"Relu", "Clip"})
 
 
-def round_before_clips(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy with a quantizer in front of ReLUs and clips too, where the grid behind them has negative values.
+def round_before_relu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy with a quantizer in front of ReLUs too, where the grid behind them has negative values.
 
     ONNX Runtime takes a ReLU into a layer's integers only where the zero point is the least integer. A concatenation
     with values of both signs has another. To round before and behind gives the integers that rounding behind gives:
-    both are monotone, and on one grid.
+    0 is on the grid. The limits of other clips need not be, so these stay as they are: OpenVINO takes two quantizers on
+    one grid for one.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
@@ -27,7 +27,7 @@ def round_before_clips(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         before, behind = producers.get(node.input[0]) if node.input else None, readers.get("".join(node.output[:1]), [])
         if (
-            node.op_type in _CLIPS
+            node.op_type == "Relu"
             and before is not None
             and before.op_type in _SUMS
             and len(behind) == len(readers[node.input[0]]) == 1
