@@ -349,3 +349,21 @@ def test_training_on_some_of_the_images(photographs, tmp_path):
     assert train(photographs, tmp_path / "run", *more) == 0
     assert (tmp_path / "run" / "checkpoint-00000001.pth").is_file()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["float_row"]["images"] == 6
+
+
+def test_a_network_of_the_users_is_trained_and_quantized(photographs, tmp_path, capsys):
+    code = tmp_path / "own.py"
+    code.write_text(
+        "from torch import nn\n\n\ndef network():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))\n"
+    )
+    output = tmp_path / "run"
+    images = ["--num-classes", "2", "--image-size", "24", "--crop-ratio", "1", "--data", str(photographs)]
+    network = ["--model", f"{code}:network", *images]
+    assert main(["train", *network, "--batch-size", "8", "--epochs", "1", "--output", str(output)]) == 0
+    trained = json.loads(capsys.readouterr().out.splitlines()[-1])
+    given = ["--weights", trained["model"], "--calibration-images", "8", "--target", "onnxruntime"]
+    assert main(["ptq", *network, *given, "--runtimes", "pytorch", "--output", str(tmp_path / "int8")]) == 0
+    quantized = json.loads((tmp_path / "int8" / "result.json").read_text())
+    assert quantized["float_row"]["top1"] == trained["top1"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from repquant.cli.user_network import make_network
+from repquant.models.user_network import make_network
 from repquant.errors import InputError
 
 CODE = """

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from repquant.errors import InputError
-from repquant.models.checkpoints import save_model
+from repquant.models.checkpoints import save_model, save_network
 from repquant.models.network import RepVGG, build
 from repquant.models.reparam import reparameterize
 from repquant.train.initial import bare_network, initial_network
@@ -91,3 +91,59 @@ def test_another_architecture_is_refused(tmp_path):
     _, path = saved(tmp_path, arch="RepVGG-A0")
     with pytest.raises(InputError, match="do not fit RepVGG-tiny"):
         initial_network(recipe(init_weights=path))
+
+
+OWN = """
+import torch
+from torch import nn
+
+
+def network():
+    body = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def features():
+    return nn.Conv2d(3, 4, 3)
+
+
+def gray():
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def own(tmp_path) -> str:
+    (tmp_path / "own.py").write_text(OWN)
+    return str(tmp_path / "own.py")
+
+
+def test_a_network_of_the_users_begins_with_the_seed_or_with_a_checkpoint(own, tmp_path):
+    settings = {"arch": "", "model": f"{own}:network", "image_size": 8}
+    first, origin = initial_network(recipe(**settings))
+    again, _ = initial_network(recipe(**settings))
+    assert origin == f"the network of {own}:network, seed 4"
+    assert first.training
+    assert torch.equal(first[5].weight, again[5].weight)
+    save_network(again, tmp_path / "own.safetensors")
+    third, origin = initial_network(recipe(**settings, seed=9, init_weights=str(tmp_path / "own.safetensors")))
+    assert torch.equal(first[5].weight, third[5].weight)
+    assert origin.endswith("with the weights of " + str(tmp_path / "own.safetensors"))
+    assert bare_network(recipe(**settings))[0].state_dict().keys() == first.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"arch": ""}, "which network"),
+        ({"arch": "RepVGG-tiny", "model": "network"}, "pass one of them"),
+        ({"arch": "", "model": "network", "num_classes": 7}, r"returns \(2, 3\); 7 logits an image are needed"),
+        ({"arch": "", "model": "features"}, r"returns \(2, 4, 6, 6\)"),
+        ({"arch": "", "model": "gray"}, "fails on images of 8 x 8 pixels"),
+    ],
+)
+def test_networks_that_cannot_be_trained(own, settings, words):
+    if "model" in settings:
+        settings = settings | {"model": f"{own}:{settings['model']}"}
+    with pytest.raises(InputError, match=words):
+        initial_network(recipe(image_size=8, **settings))

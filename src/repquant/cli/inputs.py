@@ -72,7 +72,7 @@ def load_graph(options: NetworkOptions, image_size: int, device: torch.device | 
     """
     import torch
 
-    from repquant.cli.user_network import make_network
+    from repquant.models.user_network import make_network
     from repquant.graph.capture import capture
     from repquant.reparameterize import reparameterize
 

@@ -1,10 +1,11 @@
 """Train a network on labeled images, on one device or, under torchrun, on many.
 
 The defaults are the official recipe for 120 epochs on ImageNet, with label smoothing. --custom-l2 decays the kernel
-that the branches are equivalent to; its authors propose it for networks that will be quantized. The output folder holds
-the recipe, the last checkpoints and the best one, and at the end model.safetensors (training form, official keys) and
-result.json. An interrupted run goes on with the same command and --resume; on the CPU, in one process, the weights are
-those of an uninterrupted run, bit for bit. SIGTERM or Ctrl-C ends a run with a checkpoint and exit status 75.
+that the branches are equivalent to; its authors propose it for networks that will be quantized. --model trains a network
+of your own in place of an architecture. The output folder holds the recipe, the last checkpoints and the best one, and
+at the end result.json and model.safetensors (training form, official keys; a network of your own has its own). An
+interrupted run goes on with the same command and --resume; on the CPU, in one process, the weights are those of an
+uninterrupted run, bit for bit. SIGTERM or Ctrl-C ends a run with a checkpoint and exit status 75.
 
   torchrun --nproc-per-node 8 -m repquant train --config RECIPE --data FOLDER --output RUN --device cuda
 
@@ -58,7 +59,7 @@ def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: 
     from repquant.cli.outputs import output_folder
     from repquant.cli.training import begin, open_images, train
     from repquant.evaluate.stream import Evaluation, evaluate
-    from repquant.models.checkpoints import save_model
+    from repquant.models.checkpoints import save_network
     from repquant.report.record import Record, write_record
     from repquant.report.rows import measured_row
     from repquant.runtimes.pytorch import PyTorchRuntime
@@ -87,7 +88,7 @@ def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: 
     path = output / "model.safetensors"
     if ranks.is_main:
         with _writing(path, trainer):
-            save_model(final, path)
+            save_network(final, path)
     engine = PyTorchRuntime(final)
     evaluation = Evaluation.concatenate(ranks.gather(evaluate({engine.name: engine}, validation)))
     skipped = dict(ChainMap(*ranks.gather(training.skipped | validation.skipped)))

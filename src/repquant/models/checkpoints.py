@@ -7,7 +7,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repquant.atomic import replace_file
 from repquant.errors import InputError, shortened
@@ -126,14 +126,31 @@ def save_model(model: RepVGG, path: Path | str, dialect: str = "official") -> No
                 f"the {dialect} dialect has no key for {name}: it does not know {model.spec.name} in {model.form} "
                 "form; use the official dialect, or the deploy form"
             )
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in to_dialect(model.state_dict(), names).items()}
+    metadata = {
+        "dialect": dialect,
+        "arch": model.spec.name,
+        "num_classes": str(model.num_classes),
+        "form": model.form,
+    }
+    _write(to_dialect(model.state_dict(), names), metadata, path)
+
+
+def save_network(network: nn.Module, path: Path | str) -> None:
+    """Write any network's state dict: one of the zoo as `save_model` does, another one under its own keys.
+
+    Raises:
+        InputError: as `save_model`.
+    """
+    if isinstance(network, RepVGG):
+        save_model(network, path)
+    else:
+        _write(network.state_dict(), {}, Path(path))
+
+
+def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    """Metadata is for .safetensors alone."""
+    tensors = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
     if path.suffix == ".safetensors":
-        metadata = {
-            "dialect": dialect,
-            "arch": model.spec.name,
-            "num_classes": str(model.num_classes),
-            "form": model.form,
-        }
         content = serialized(tensors, metadata)
     elif path.suffix == ".pth":
         buffer = io.BytesIO()

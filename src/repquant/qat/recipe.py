@@ -11,7 +11,14 @@ from repquant.errors import InputError
 from repquant.option_ranges import EPOCHS, SHARE, Numbers, option
 from repquant.train.recipe import DECAY, TRAINING_BATCH, WARMUP, WEIGHT, Augmentation, Optimizer, Recipe
 
-UNUSED = {"custom_l2": False, "auxiliary_weight": 0.1, "init_weights": "", "freeze_stages": 0, "ema_decay": 0.0}
+UNUSED = {
+    "model": "",
+    "custom_l2": False,
+    "auxiliary_weight": 0.1,
+    "init_weights": "",
+    "freeze_stages": 0,
+    "ema_decay": 0.0,
+}
 """Options of `Recipe` that mean nothing here, and the values with which they say so. (An average of weights is on no
 grid that training has seen.)"""
 

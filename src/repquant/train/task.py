@@ -79,7 +79,7 @@ class FloatTask:
         self._recipe = recipe
         if recipe.custom_l2 and not any(isinstance(module, RepVGGBlock) for module in model.modules()):
             raise InputError(
-                f"`custom_l2` is for the blocks of RepVGG, and {recipe.arch} has none; pass `custom_l2=False`"
+                f"`custom_l2` is for the blocks of RepVGG, and {recipe.arch or recipe.model} has none; pass `custom_l2=False`"
             )
         for part in self._frozen_parts():
             part.requires_grad_(False)
@@ -115,6 +115,8 @@ class FloatTask:
     def _frozen_parts(self) -> list[nn.Module]:
         if not self._recipe.freeze_stages:
             return []
+        if self._recipe.model:
+            raise InputError("`freeze_stages` is for architectures; in a network of your own, freeze what you want")
         parts = [self.model.get_submodule("stem"), *self.model.get_submodule("stages").children()]
         if self._recipe.freeze_stages > len(parts):
             raise InputError(

@@ -1,20 +1,17 @@
 """A network that the user's own code makes: `package.module:function` or `file.py:function`."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-from repquant.errors import InputError
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import nn
+from repquant.errors import InputError, given
+from repquant.models.checkpoints import load_tensors, without_prefixes
 
-_FORM = "give --model package.module:function or file.py:function, where function() returns the network"
+_FORM = "give package.module:function or file.py:function, where function() returns the network"
 
 
 def make_network(model: str, weights: str) -> nn.Module:
@@ -30,20 +27,18 @@ def make_network(model: str, weights: str) -> nn.Module:
         InputError: no such module, file or function, a function that fails or returns no network, or a checkpoint of
             another network.
     """
-    from torch import nn
-
     where, _, name = model.rpartition(":")
     if not where or not name:
-        raise InputError(f"--model {model} was given; {_FORM}")
+        raise InputError(f"{given('model', model)} was given; {_FORM}")
     function = getattr(_load(where, model), name, None)
     if not callable(function):
-        raise InputError(f"--model {model}: {where} has no function {name}; {_FORM}")
+        raise InputError(f"{given('model', model)}: {where} has no function {name}; {_FORM}")
     try:
         network = function()
     except Exception as error:
-        raise InputError(f"--model {model}: {name}() failed with {type(error).__name__}: {error}") from error
+        raise InputError(f"{given('model', model)}: {name}() failed with {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise InputError(f"--model {model}: {name}() returned a {type(network).__name__}; {_FORM}")
+        raise InputError(f"{given('model', model)}: {name}() returned a {type(network).__name__}; {_FORM}")
     if weights:
         _fill(network, Path(weights))
     return network.eval()
@@ -60,19 +55,17 @@ def _load(where: str, model: str) -> ModuleType:
         path = Path(where)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if spec is None or spec.loader is None or not path.is_file():
-            raise InputError(f"--model {model}: there is no file {where}; {_FORM}")
+            raise InputError(f"{given('model', model)}: there is no file {where}; {_FORM}")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"--model {model}: {where} can't be imported: {type(error).__name__}: {error}") from error
+        raise InputError(f"{given('model', model)}: {where} can't be imported: {type(error).__name__}: {error}") from error
 
 
 def _fill(network: nn.Module, path: Path) -> None:
-    from repquant.models.checkpoints import load_tensors, without_prefixes
-
     tensors = load_tensors(path)
     if not tensors.keys() & network.state_dict().keys():  # the network may have been a member of another one
         tensors = without_prefixes(tensors, ("model.",))

@@ -1,0 +1,67 @@
+"""Networks that people deploy, for ten classes: what `results/deployed-networks.md` trains and quantizes.
+
+    repquant train --config recipes/imagenette-short.yaml --model benchmarks/deployed_networks.py:resnet18 \\
+        --data imagenette160 --output runs/resnet18
+
+All but the RepVGG are timm's, unchanged. timm names torchvision in its import statements alone; where that is not
+installed, the tests' stand-in holds the names meanwhile.
+"""
+
+import importlib
+import importlib.util
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repquant.models.network import build
+
+CLASSES = 10
+
+
+def mobileone_s0() -> nn.Module:
+    """Four branches a block, most of them depthwise (Vasu et al., CVPR 2023)."""
+    return _timm("mobileone_s0")
+
+
+def repvit_m0_9() -> nn.Module:
+    """Depthwise blocks with branches, GELU, squeeze and excitation (Wang et al., CVPR 2024)."""
+    return _timm("repvit_m0_9", distillation=False)
+
+
+def lcnetv2_small() -> nn.Module:
+    """Depthwise kernels of several sizes in parallel (PP-LCNetV2, PaddleClas)."""
+    return _timm("lcnetv2_small")
+
+
+def resnet18() -> nn.Module:
+    """Residual sums, and nothing to re-parameterize (He et al., CVPR 2016)."""
+    return _timm("resnet18")
+
+
+def mobilenetv2_100() -> nn.Module:
+    """Inverted residuals with ReLU6 (Sandler et al., CVPR 2018)."""
+    return _timm("mobilenetv2_100")
+
+
+def repvgg_a0_silu() -> nn.Module:
+    """RepVGG-A0 with SiLU in place of ReLU, as detectors have it."""
+    network = build("RepVGG-A0", CLASSES)
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return network
+
+
+def _timm(name: str, **options: Any) -> nn.Module:
+    stand_in: Any = nullcontext
+    if importlib.util.find_spec("torchvision") is None:
+        sys.path.append(str(Path(__file__).parent.parent / "tests"))
+        stand_in = importlib.import_module("third_party").torchvision_stand_in
+    with stand_in():
+        timm = importlib.import_module("timm")
+    network: nn.Module = timm.create_model(name, num_classes=CLASSES, **options)
+    return network
