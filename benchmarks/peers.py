@@ -1,0 +1,290 @@
+r"""One network, every target, every tool: what each loses, what it costs, and the files to measure the speed of.
+
+    pip install . nncf aimet-torch
+    python benchmarks/peers.py --model benchmarks/deployed_networks.py:resnet18 --weights runs/resnet18/model.safetensors \
+        --data imagenette160 --image-size 128 --output peers/resnet18
+
+All tools get the same float network, re-parameterized, and the same calibration images, and each file runs on the same
+validation images in one evaluation. Files for TensorRT run in ONNX Runtime. Each quantizer is a process of its own;
+seconds run from the float network to the file, decoding included. What is done is kept in the output folder: the same
+command goes on where it was interrupted. `--report FOLDER ...` prints the table of several networks.
+
+- ONNX Runtime: `quantize_static`, Q/DQ, min-max, int8 weights per channel, after its own `quant_pre_process`; uint8
+  activations, for TensorRT symmetric int8 without quantized biases.
+- NNCF: `nncf.quantize` on the ONNX file with fast bias correction; preset MIXED, for TensorRT PERFORMANCE (symmetric).
+- AIMET: cross-layer equalization, then `QuantizationSimModel`, tf_enhanced ranges, its default configuration (weights
+  per channel, unsigned activations), and its own export to Q/DQ: for the target `onnxruntime` alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnxruntime import quantization
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, fx
+
+import repquant as rq
+from fresh_process import alone, peak_mb
+from repquant.atomic import replace_file
+from repquant.bench.environment import environment
+from repquant.data.calibration import draw
+from repquant.data.datasets import Split, open_split
+from repquant.data.loading import Loader
+from repquant.data.transforms import EvalTransform
+from repquant.evaluate.stream import evaluate
+from repquant.export.onnx import export_graph
+from repquant.models.user_network import make_network
+from repquant.report.rows import measured_row
+from repquant.runtimes.available import open_runtime
+from repquant.runtimes.cpu import int8_support
+from result_tables import markdown_lines
+
+TARGETS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "onnxruntime"}
+"""The runtime that a target's files run in here."""
+INPUT, OUTPUT = "images", "logits"
+FLOAT = "float.onnx"
+HELD_BACK = 1024
+"""Training images, none of which calibrates, that the search judges on."""
+FIELDS = ("top1", "drop", "drop_ci95", "agreement", "kl", "sqnr_db")
+
+
+class Images:
+    """Training images (B, 3, S, S) to calibrate or, held back from that, to judge on; decoded anew when they are read."""
+
+    def __init__(self, arguments: argparse.Namespace, *, held_back: int = 0) -> None:
+        source = open_split(arguments.data, "train")
+        indices = draw(source, arguments.images)
+        if held_back:
+            indices = tuple(set(draw(source, arguments.images + held_back)) - set(indices))
+        self._loader = _loader(arguments, "train", indices)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch.images for batch in self._loader)
+
+
+def ours(arguments: argparse.Namespace, target: str, path: Path) -> None:
+    rq.quantize(float_graph(arguments), Images(arguments), target=target).save(path)
+
+
+def ours_searched(arguments: argparse.Namespace, target: str, path: Path) -> None:
+    held_back = Images(arguments, held_back=HELD_BACK)
+    found = rq.search(float_graph(arguments), Images(arguments), target=target, max_drop=0.1, held_back=held_back)
+    found.save(path)
+
+
+def onnxruntime(arguments: argparse.Namespace, target: str, path: Path) -> None:
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(Images(arguments))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    prepared = path.with_suffix(".prepared.onnx")
+    is_symmetric = target == "tensorrt"
+    with redirect_stdout(sys.stderr):
+        quant_pre_process(arguments.output / FLOAT, prepared)
+        quantization.quantize_static(
+            prepared,
+            path,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=not int8_support().safe,
+            activation_type=quantization.QuantType.QInt8 if is_symmetric else quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"ActivationSymmetric": True, "QuantizeBias": False} if is_symmetric else {},
+        )
+    prepared.unlink()
+
+
+def nncf(arguments: argparse.Namespace, target: str, path: Path) -> None:
+    import nncf
+
+    dataset = nncf.Dataset(list(Images(arguments)), lambda batch: {INPUT: batch.numpy()})
+    is_symmetric = target == "tensorrt"
+    quantized = nncf.quantize(
+        onnx.load(arguments.output / FLOAT),
+        dataset,
+        preset=nncf.QuantizationPreset.PERFORMANCE if is_symmetric else nncf.QuantizationPreset.MIXED,
+        target_device=nncf.TargetDevice.ANY if is_symmetric else nncf.TargetDevice.CPU,
+        subset_size=arguments.images,
+    )
+    onnx.save(quantized, path)
+
+
+def aimet(arguments: argparse.Namespace, _target: str, path: Path) -> None:
+    sys.modules["transformers"] = None  # type: ignore[assignment]  # where it is installed, aimet imports too much of it
+    stand_in: Any = nullcontext
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        sys.path.append(str(Path(__file__).parent.parent / "tests"))
+        from third_party import torchvision_stand_in as stand_in
+    with stand_in():
+        import aimet_torch
+        from aimet_torch.cross_layer_equalization import equalize_model
+    network = make_network(arguments.model, str(arguments.weights))
+    example = next(iter(Images(arguments)))
+    equalize_model(network, dummy_input=example)
+    simulated = aimet_torch.QuantizationSimModel(network, example, quant_scheme="tf_enhanced", config_file="default")
+
+    def feed(model: torch.nn.Module) -> None:
+        with torch.inference_mode():
+            for batch in Images(arguments):
+                model(batch)
+
+    simulated.compute_encodings(feed)
+    aimet_torch.onnx.export(
+        simulated,
+        (example,),
+        str(path),
+        dynamo=False,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+        opset_version=17,
+    )
+
+
+QUANTIZERS: dict[str, Callable[[argparse.Namespace, str, Path], None]] = {
+    "repquant": ours,
+    "repquant search": ours_searched,
+    "ONNX Runtime": onnxruntime,
+    "NNCF": nncf,
+    "AIMET": aimet,
+}
+
+
+def float_graph(arguments: argparse.Namespace) -> fx.GraphModule:
+    side = arguments.image_size
+    return rq.reparameterize(make_network(arguments.model, str(arguments.weights)), torch.zeros(2, 3, side, side))
+
+
+def _loader(arguments: argparse.Namespace, split: Split, indices: Any) -> Loader:
+    transform = EvalTransform(image_size=arguments.image_size, crop_ratio=arguments.crop_ratio)
+    return Loader(open_split(arguments.data, split), transform, arguments.batch_size, indices=indices)
+
+
+def export_float(arguments: argparse.Namespace) -> None:
+    export_graph(float_graph(arguments), arguments.output / FLOAT, inputs=(INPUT,), outputs=(OUTPUT,))
+
+
+def quantize_once(arguments: argparse.Namespace, target: str, name: str, path: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  # of the tools, which draw from it
+    started = perf_counter()
+    QUANTIZERS[name](arguments, target, path)
+    return {"seconds": perf_counter() - started, "peak_mb": peak_mb(), "file_bytes": path.stat().st_size}
+
+
+def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Run all files on the validation images in one evaluation; return the rows with what they lose."""
+    done = [row for row in rows if "failed" not in row]
+    source = open_split(arguments.data, "val")
+    step = max(1, len(source) // arguments.evaluation_images) if arguments.evaluation_images else 1
+    runtimes = {FLOAT: open_runtime("onnxruntime", arguments.output / FLOAT)}
+    for row in done:
+        runtimes[row["file"]] = open_runtime(TARGETS[row["target"]], arguments.output / row["file"])
+    evaluation = evaluate(
+        runtimes,
+        _loader(arguments, "val", range(0, len(source), step)),
+        compare=[(row["file"], FLOAT) for row in done],
+    )
+    for row in done:
+        name = TARGETS[row["target"]]
+        version = runtimes[row["file"]].version
+        measured = measured_row(evaluation, row["file"], runtime=name, runtime_version=version, float_name=FLOAT)
+        row |= {field: getattr(measured, field) for field in FIELDS}
+    top1 = measured_row(evaluation, FLOAT, runtime="onnxruntime", runtime_version=runtimes[FLOAT].version).top1
+    return {"float_top1": top1, "images": evaluation.images, "rows": rows}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    if not (arguments.output / FLOAT).exists():
+        alone(export_float, arguments)
+    rows = []
+    for target in arguments.targets:
+        for name in arguments.quantizers:
+            if name == "AIMET" and target != "onnxruntime":
+                continue
+            file = f"{target}-{name.replace(' ', '-').lower()}.onnx"
+            kept = arguments.output / f"{file}.json"
+            if not kept.exists():
+                row: dict[str, Any] = {"target": target, "quantizer": name, "file": file}
+                try:
+                    row |= alone(quantize_once, arguments, target, name, arguments.output / file)
+                except Exception as error:  # of a tool: the others go on
+                    row["failed"] = f"{type(error).__name__}: {error}"
+                _write(kept, row)
+            rows.append(json.loads(kept.read_text()))
+            print(json.dumps(rows[-1]), flush=True)
+    result = alone(measure, arguments, rows)
+    network = str(arguments.model).rpartition(":")[2]
+    _write(arguments.output / "result.json", {"network": network, "environment": environment()} | result)
+    print("\n".join(markdown_lines([table([arguments.output])])))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def table(folders: list[Path]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    columns = ("network", "float", "target", "quantizer", "drop [95 %]", "agree %", "KL x 1000", "s", "peak MB")
+    rows = []
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        for row in result["rows"]:
+            head = (result["network"], f"{result['float_top1']:.2f}", row["target"], row["quantizer"])
+            if "failed" in row:
+                rows.append((*head, row["failed"].splitlines()[0][:80], *["-"] * 4))
+                continue
+            low, high = row["drop_ci95"]
+            measured = (f"{row['drop']:.2f} [{low:.2f}, {high:.2f}]", f"{row['agreement']:.2f}")
+            cost = (f"{row['seconds']:.0f}", f"{row['peak_mb']:.0f}")
+            rows.append((*head, *measured, f"{1000 * row['kl']:.2f}", *cost))
+    return columns, rows
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="file.py:function, as of repquant train")
+    parser.add_argument("--weights", type=Path, help="checkpoint of repquant train")
+    parser.add_argument("--data", help="folder with train/ and val/")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--crop-ratio", type=float, default=1.0)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=512, help="calibration images")
+    parser.add_argument("--evaluation-images", type=int, default=0, help="of the validation split; 0 for all")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
+    parser.add_argument("--output", type=Path, help="folder for files and figures of this network")
+    parser.add_argument("--report", type=Path, nargs="+", help="folders of networks that are done: print their table")
+    arguments = parser.parse_args()
+    if not arguments.report and not (arguments.model and arguments.weights and arguments.data and arguments.output):
+        parser.error("--model, --weights, --data and --output are needed, or --report")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.report:
+        print("\n".join(markdown_lines([table(arguments.report)])))
+    else:
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()
