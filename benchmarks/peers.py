@@ -1,7 +1,7 @@
 r"""One network, every target, every tool: what each loses, what it costs, and the files to measure the speed of.
 
     pip install . nncf aimet-torch
-    python benchmarks/peers.py --model benchmarks/deployed_networks.py:resnet18 --weights runs/resnet18/model.safetensors \
+    python benchmarks/peers.py --model benchmarks/deployed_networks.py:resnet18 --weights resnet18/model.safetensors \
         --data imagenette160 --image-size 128 --output peers/resnet18
 
 All tools get the same float network, re-parameterized, and the same calibration images, and each file runs on the same
@@ -58,7 +58,7 @@ FIELDS = ("top1", "drop", "drop_ci95", "agreement", "kl", "sqnr_db")
 
 
 class Images:
-    """Training images (B, 3, S, S) to calibrate or, held back from that, to judge on; decoded anew when they are read."""
+    """Training images (B, 3, S, S), to calibrate or, held back from that, to judge on; decoded at each reading."""
 
     def __init__(self, arguments: argparse.Namespace, *, held_back: int = 0) -> None:
         source = open_split(arguments.data, "train")
@@ -182,7 +182,7 @@ def export_float(arguments: argparse.Namespace) -> None:
 
 def quantize_once(arguments: argparse.Namespace, target: str, name: str, path: Path) -> dict[str, Any]:
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  # of the tools, which draw from it
+    np.random.seed(0)  # of the tools, which draw from it
     started = perf_counter()
     QUANTIZERS[name](arguments, target, path)
     return {"seconds": perf_counter() - started, "peak_mb": peak_mb(), "file_bytes": path.stat().st_size}
