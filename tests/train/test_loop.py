@@ -283,15 +283,39 @@ def test_a_repopt_network_trains_with_its_gradient_multipliers(recipe, tmp_path)
     torch.testing.assert_close(moves[1], 4 * moves[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
+def test_a_compiled_epoch_is_near_that_of_the_network_itself(recipe, trainer, tmp_path):
+    reports = {}
+    for name, settings in {"eager": {}, "compiled": {"compile": True}}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        training = trainer(recipe(epochs=2, image_size=32, **settings))
+        reports[name] = one_epoch(training, folder)
+    assert not any(name.startswith("_orig_mod") for name in training.model.state_dict())
+    assert reports["compiled"].loss == pytest.approx(reports["eager"].loss, rel=1e-3)
+
+
+def test_compiling_needs_a_compiler(recipe, trainer, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):
+        trainer(recipe(compile=True))
+
+
 @pytest.mark.cuda
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_an_epoch_on_cuda_is_near_that_of_the_cpu(recipe, trainer, tmp_path, precision, cuda):
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "float32"}, {"precision": "bfloat16"}, {"precision": "float16"}, {"compile": True}],
+    ids=str,
+)
+def test_an_epoch_on_cuda_is_near_that_of_the_cpu(recipe, trainer, tmp_path, settings, cuda):
     reports = {}
     for device in ("cpu", "cuda"):
-        settings = recipe(epochs=2, image_size=32, precision="float32" if device == "cpu" else precision)
+        chosen = recipe(epochs=2, image_size=32, **({} if device == "cpu" else settings))
         folder = tmp_path / device
         folder.mkdir()
-        reports[device] = one_epoch(trainer(settings, device=device), folder)
+        reports[device] = one_epoch(trainer(chosen, device=device), folder)
     assert reports["cuda"].loss == pytest.approx(reports["cpu"].loss, rel=0.1)
 
 

@@ -13,6 +13,7 @@ from repquant.train.recipe import DECAY, TRAINING_BATCH, WARMUP, WEIGHT, Augment
 
 UNUSED = {
     "model": "",
+    "compile": False,
     "custom_l2": False,
     "auxiliary_weight": 0.1,
     "init_weights": "",

@@ -82,6 +82,7 @@ class _Optimization:
     label_smoothing: float = option("share of the target that is spread evenly over all classes", 0.1, DECAY)
     auxiliary_weight: float = option("weight of the losses of auxiliary heads, where the network has some", 0.1, WEIGHT)
     precision: Precision = option("of the forward pass; autocast but for float32, float16 on cuda alone", "float32")
+    compile: bool = option("compile the passes by torch.compile, which takes minutes at the start", False)
 
 
 @dataclass(frozen=True, kw_only=True)

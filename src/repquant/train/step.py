@@ -1,8 +1,10 @@
 """One optimizer step: forward and backward passes over the parts of a batch, and the update."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repquant.data.loading import Batch
+from repquant.errors import InputError
 from repquant.train.distributed import Ranks, distribute
 from repquant.train.meters import Meter
 from repquant.train.optim import make_optimizer, set_learning_rate
@@ -33,11 +36,13 @@ class Stepper:
         self._recipe = recipe
         self._device = device
         self._rank = ranks.rank
-        # Contiguous NCHW throughout: the backward pass of a RepVGG in channels_last crashes on the CPU (torch 2.13).
-        task.model.to(device)
+        # What tensor cores read. On the CPU, the backward pass of a RepVGG in this layout crashes (torch 2.13).
+        self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        task.model.to(device, memory_format=self._layout)
         if recipe.sync_bn:
             synchronize_batch_norm(task.model, device, ranks)
-        self._network = distribute(task.model, device, ranks, share_buffers=not recipe.sync_bn)
+        self._distributed = distribute(task.model, device, ranks, share_buffers=not recipe.sync_bn)
+        self._network = compiled(self._distributed, device) if recipe.compile else self._distributed
         self.optimizer = make_optimizer(task.parameter_groups(), recipe)
         task.prepare_optimizer(self.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
@@ -137,6 +142,7 @@ class Stepper:
         assert labels is not None
         if self._augment is not None:
             images, labels = self._augment(images, labels)
+        images = images.contiguous(memory_format=self._layout)
         with nullcontext() if is_last else self._alone():
             precision = torch.float16 if recipe.precision == "float16" else torch.bfloat16
             with torch.autocast(self._device.type, precision, enabled=recipe.precision != "float32"):
@@ -149,7 +155,19 @@ class Stepper:
 
     def _alone(self) -> AbstractContextManager[None]:
         """Let this rank's gradients pile up without those of the others."""
-        return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
+        return self._distributed.no_sync() if isinstance(self._distributed, DistributedDataParallel) else nullcontext()
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network as torch.compile makes it, with the same parameters; the first passes compile.
+
+    Raises:
+        InputError: torch.compile needs a C++ compiler on the CPU, and there is none.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise InputError(f"`compile=True` needs a C++ compiler, and there is no {compiler}; install one or pass False")
+    return cast("nn.Module", torch.compile(network))
 
 
 def _require_fit(moments: Any, optimizer: Optimizer) -> None:
