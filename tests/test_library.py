@@ -1,5 +1,6 @@
 """The library's verbs, as a program calls them."""
 
+import copy
 import doctest
 import subprocess
 import sys
@@ -144,11 +145,29 @@ def test_batches_that_can_be_read_once_are_kept(model, batches):
         (rq.quantize, {"keep_float": ["stam"]}, "did you mean 'stem'"),
         (rq.search, {}, "give a metric as evaluate, or images as held_back"),
         (rq.search, {"max_drop": -1}, "max_drop -1"),
+        (rq.search, {"evaluate": lambda _: float("nan")}, "the metric returned nan; it has to return a finite number"),
+        (rq.search, {"evaluate": lambda _: None}, "the metric returned None; it has to return one number"),
+        (rq.search, {"evaluate": lambda network: network.boxes}, "the metric failed with AttributeError"),
     ],
 )
 def test_bad_input(model, batches, verb, changed, words):
     with pytest.raises(InputError, match=words):
         verb(model, **{"batches": batches, **changed})
+
+
+@pytest.mark.parametrize("verb", [rq.quantize, rq.search, rq.analyze, rq.prepare_qat])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda network: network.half(), r"is float16; INT8 is made from float32: give model\.float\(\)"),
+        (lambda network: network.bfloat16(), "is bfloat16"),
+        (lambda network: network.double(), "is float64"),
+        (lambda network: network.to("meta"), "has no values"),
+    ],
+)
+def test_networks_that_are_not_float32(model, batches, verb, change, words):
+    with pytest.raises(InputError, match=words):
+        verb(change(copy.deepcopy(model)), batches)
 
 
 def test_a_file_that_is_not_there():

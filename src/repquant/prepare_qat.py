@@ -13,6 +13,7 @@ from repquant.errors import InputError
 from repquant.graph.batches import example_of, rereadable
 from repquant.graph.branches import stay_one_convolution
 from repquant.graph.capture import capture
+from repquant.graph.devices import require_float32
 from repquant.graph.linear import merge_with_branches
 from repquant.graph.run import Batch
 from repquant.methods.method import PtqMethod
@@ -109,6 +110,7 @@ def prepare_qat(
             f"method.identity {method.identity!r} was given; training keeps identity branches in the kernel or adds "
             "them: give fused or residual"
         )
+    require_float32(model)
     batches = rereadable(batches)
     graph, branches = merge_with_branches(capture(model, example_of(model, batches) if example is None else example))
     int8 = quantize(

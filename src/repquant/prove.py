@@ -24,7 +24,7 @@ from repquant.graph.batches import rereadable
 from repquant.graph.devices import device_of, full_precision
 from repquant.graph.interface import as_returned, flattened, input_names, output_names
 from repquant.graph.run import Batch, inputs_of
-from repquant.methods.judges import Metric
+from repquant.methods.judges import Metric, figure_of
 from repquant.methods.sensitivity import Sensitivity
 from repquant.quantize import Quantized, captured
 from repquant.report.disagreements import disagreement_records
@@ -119,8 +119,8 @@ def prove(
         on_images: called with the number of images that all have finished since the last call.
 
     Raises:
-        InputError: a runtime that is not installed or does not run what is made for the target, no images, or labels
-            that the network has no class for.
+        InputError: a runtime that is not installed or does not run what is made for the target, no images, labels that
+            the network has no class for, or a metric that raises or returns no finite number.
         FloatingPointError: a network returned NaN or infinite values.
     """
     target = int8.plan.target
@@ -148,7 +148,8 @@ def prove(
             evaluation = run_all(
                 engines, _labelled(graph, batches), compare=pairs, on_images=on_images, on_chunk=keeper.see
             )
-        metrics = {name: evaluate(_as_module(graph, engine)) for name, engine in engines.items()} if evaluate else {}
+        networks = {name: _as_module(graph, engine) for name, engine in engines.items()}
+        metrics = {name: figure_of(evaluate, network) for name, network in networks.items()} if evaluate else {}
         sizes: dict[str, int | None] = {name: files[ENGINES[name].suffix].stat().st_size for name in runtimes}
         sizes[SIMULATED] = next(iter(sizes.values()), None)
     found = largest_disagreements(evaluation, SIMULATED, FLOAT, _DISAGREEMENTS)

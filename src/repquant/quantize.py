@@ -17,7 +17,7 @@ from repquant.errors import InputError
 from repquant.export.files import export_file, require_suffix
 from repquant.graph.batches import example_of, first_images, rereadable
 from repquant.graph.capture import Captured
-from repquant.graph.devices import device_of, full_precision
+from repquant.graph.devices import device_of, full_precision, require_float32
 from repquant.graph.layout import Layout, find_layout
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan, make_plan
@@ -197,7 +197,7 @@ def quantize(
         on_progress: see `Progress`.
 
     Raises:
-        InputError: a network that can't be captured, no batches, or a name that is not known.
+        InputError: a network that can't be captured or is not float32, no batches, or a name that is not known.
 
     Examples:
         >>> import torch
@@ -232,7 +232,12 @@ def collect(
 
 
 def captured(model: nn.Module, batches: Iterable[Batch], example: Any = None) -> fx.GraphModule:
-    """Return a network as a graph with its linear branches merged; one that is a captured graph already as it is."""
+    """Return a network as a graph with its linear branches merged; one that is a captured graph already as it is.
+
+    Raises:
+        InputError: as `reparameterize`, or a network that is not float32.
+    """
+    require_float32(model)
     if isinstance(model, fx.GraphModule) and isinstance(model.meta.get("repquant"), Captured):
         return model
     return reparameterize(model, example_of(model, batches) if example is None else example)

@@ -73,7 +73,8 @@ def search(
         on_attempt: called with a candidate, its score, and the seconds that it took.
 
     Raises:
-        InputError: as `quantize`; neither a metric nor images to judge on, or a limit below 0.
+        InputError: as `quantize`; neither a metric nor images to judge on, a limit below 0, or a metric that raises or
+            returns no finite number.
     """
     if max_drop < 0 or minutes <= 0:
         raise InputError(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from repquant.models.user_network import make_network
 from repquant.errors import InputError
+from repquant.models.user_network import make_network
 
 CODE = """
 import torch

@@ -72,8 +72,8 @@ def load_graph(options: NetworkOptions, image_size: int, device: torch.device | 
     """
     import torch
 
-    from repquant.models.user_network import make_network
     from repquant.graph.capture import capture
+    from repquant.models.user_network import make_network
     from repquant.reparameterize import reparameterize
 
     images = torch.zeros(2, 3, image_size, image_size)

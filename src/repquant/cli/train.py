@@ -1,10 +1,10 @@
 """Train a network on labeled images, on one device or, under torchrun, on many.
 
 The defaults are the official recipe for 120 epochs on ImageNet, with label smoothing. --custom-l2 decays the kernel
-that the branches are equivalent to; its authors propose it for networks that will be quantized. --model trains a network
-of your own in place of an architecture. The output folder holds the recipe, the last checkpoints and the best one, and
-at the end result.json and model.safetensors (training form, official keys; a network of your own has its own). An
-interrupted run goes on with the same command and --resume; on the CPU, in one process, the weights are those of an
+that the branches are equivalent to; its authors propose it for networks that will be quantized. --model trains a
+network of your own in place of an architecture. The output folder holds the recipe, the last checkpoints and the best
+one, and at the end result.json and model.safetensors (training form, official keys; a network of your own has its own).
+An interrupted run goes on with the same command and --resume; on the CPU, in one process, the weights are those of an
 uninterrupted run, bit for bit. SIGTERM or Ctrl-C ends a run with a checkpoint and exit status 75.
 
   torchrun --nproc-per-node 8 -m repquant train --config RECIPE --data FOLDER --output RUN --device cuda

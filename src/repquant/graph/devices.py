@@ -1,4 +1,4 @@
-"""Captured networks from one device to another, and products in full precision on a GPU."""
+"""Networks on devices, in float32, and products in full precision on a GPU."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from repquant.errors import InputError
 from repquant.graph.copies import copy_graph
 
 
@@ -17,6 +18,22 @@ def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's parameters and buffers; the CPU where it has none."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def require_float32(module: nn.Module) -> None:
+    """Refuse a network whose parameters are not float32, or have no values.
+
+    Raises:
+        InputError: it says which parameter.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            raise InputError(f"parameter {name} has no values (device meta); load the weights of the network first")
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise InputError(
+                f"parameter {name} is {kind}; INT8 is made from float32: give model.float(), and such inputs"
+            )
 
 
 def on_device(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:

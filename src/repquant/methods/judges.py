@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.graph.run import Batch, run
 from repquant.methods.divergence import are_logits
 from repquant.numerics.distance import expected_drop, softmax_kl
@@ -43,21 +44,43 @@ class Score:
 Judge = Callable[[fx.GraphModule], Score]
 
 
+def figure_of(metric: Metric, network: Callable[..., Any]) -> float:
+    """Return the figure that a metric gives a network.
+
+    Raises:
+        InputError: the metric raises, or what it returns is no finite number.
+    """
+    try:
+        figure = metric(network)
+    except Exception as error:
+        raise InputError(f"the metric failed with {type(error).__name__}: {shortened(str(error))}") from error
+    try:
+        number = float(figure)
+    except (TypeError, ValueError):
+        raise InputError(f"the metric returned {shortened(repr(figure))}; it has to return one number") from None
+    if not isfinite(number):
+        raise InputError(f"the metric returned {number}; it has to return a finite number")
+    return number
+
+
 class MetricJudge:
     """Judges by the user's metric.
 
     Args:
         graph: the float network.
         metric: of a network.
+
+    Raises:
+        InputError: here and when it judges, as `figure_of`.
     """
 
     def __init__(self, graph: fx.GraphModule, metric: Metric) -> None:
         self._metric = metric
-        self._reference = float(metric(graph))
+        self._reference = figure_of(metric, graph)
 
     def __call__(self, network: fx.GraphModule) -> Score:
         """Return how much lower the metric is."""
-        return Score(drop=self._reference - float(self._metric(network)))
+        return Score(drop=self._reference - figure_of(self._metric, network))
 
 
 class LogitsJudge:

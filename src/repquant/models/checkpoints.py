@@ -149,7 +149,9 @@ def save_network(network: nn.Module, path: Path | str) -> None:
 
 def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
     """Metadata is for .safetensors alone."""
-    tensors = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+    }
     if path.suffix == ".safetensors":
         content = serialized(tensors, metadata)
     elif path.suffix == ".pth":

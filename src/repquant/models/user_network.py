@@ -62,7 +62,9 @@ def _load(where: str, model: str) -> ModuleType:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{given('model', model)}: {where} can't be imported: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"{given('model', model)}: {where} can't be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _fill(network: nn.Module, path: Path) -> None:

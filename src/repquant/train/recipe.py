@@ -102,7 +102,9 @@ class Recipe(_Optimization, _Images):
         "network of your own, package.module:function or file.py:function, in place of an architecture", ""
     )
     num_classes: int = option("number of classes", 1000, CLASSES)
-    init_weights: str = option("checkpoint of the same network to start from; of an architecture, a head that differs is new", "")
+    init_weights: str = option(
+        "checkpoint of the same network to start from; of an architecture, a head that differs is new", ""
+    )
     freeze_stages: int = option(
         "parts that stay as they are: 1 is the stem, 2 the stem and the first stage, ..., 5 all but the head; of "
         "RepVGGplus, whose third stage has two halves, 6",

@@ -38,7 +38,7 @@ class Stepper:
         self._rank = ranks.rank
         # What tensor cores read. On the CPU, the backward pass of a RepVGG in this layout crashes (torch 2.13).
         self._layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        task.model.to(device, memory_format=self._layout)
+        task.model.to(device, memory_format=self._layout)  # type: ignore[call-overload]  # the stub lacks it
         if recipe.sync_bn:
             synchronize_batch_norm(task.model, device, ranks)
         self._distributed = distribute(task.model, device, ranks, share_buffers=not recipe.sync_bn)

@@ -79,7 +79,8 @@ class FloatTask:
         self._recipe = recipe
         if recipe.custom_l2 and not any(isinstance(module, RepVGGBlock) for module in model.modules()):
             raise InputError(
-                f"`custom_l2` is for the blocks of RepVGG, and {recipe.arch or recipe.model} has none; pass `custom_l2=False`"
+                f"`custom_l2` is for the blocks of RepVGG, and {recipe.arch or recipe.model} has none; "
+                "pass `custom_l2=False`"
             )
         for part in self._frozen_parts():
             part.requires_grad_(False)
