@@ -1,6 +1,6 @@
 r"""One network, every target, every tool: what each loses, what it costs, and the files to measure the speed of.
 
-    python -m venv .venv-peers && .venv-peers/bin/pip install . timm nncf aimet-torch  # other versions than the library's
+    pip install . timm nncf aimet-torch  # in an environment of its own: they want other versions
     python benchmarks/peers.py --model benchmarks/deployed_networks.py:resnet18 --weights resnet18/model.safetensors \
         --data imagenette160 --image-size 128 --output peers/resnet18
 
