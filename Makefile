@@ -9,14 +9,14 @@ setup: $(STAMP)
 # torch first and by itself: a range that admits a newer release pulls several gigabytes of CUDA packages. timm last and
 # without its dependencies: the tests need its networks, and of torchvision only names, which tests/third_party.py holds.
 # TensorRT's type stubs ask for packages that only their vendor's index has, so they come without them too. ExecuTorch
-# asks for coremltools, scikit-learn, pandas and more, and needs the three beside it here.
+# asks for coremltools, scikit-learn, pandas and more, and needs the three beside it here; ncnn for what downloads models.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[all,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
-		timm tensorrt-stubs executorch ruamel.yaml tabulate torchao
+		timm tensorrt-stubs executorch ruamel.yaml tabulate torchao ncnn
 	$(BIN)/python scripts/patch_tensorrt_stubs.py
 	touch $@
 

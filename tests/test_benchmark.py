@@ -103,7 +103,7 @@ def test_without_a_baseline_or_settings(world):
 
 
 def test_by_default_what_is_installed_runs_and_reads_such_files(world, monkeypatch):
-    everything = ("pytorch", "onnxruntime", "openvino", "litert", "executorch")
+    everything = ("pytorch", "onnxruntime", "openvino", "litert", "executorch", "ncnn")
     monkeypatch.setattr(import_module("repquant.benchmark"), "installed", lambda: everything)
     assert [row.runtime for row in rq.benchmark(world.files["int8"], rounds=1).rows] == ["onnxruntime", "openvino"]
 

@@ -137,7 +137,7 @@ def test_quick_commands_run(block, tmp_path, monkeypatch, capsys):
 
 def test_every_block_names_its_language():
     assert BLOCKS
-    assert {block.language for block in BLOCKS} <= {"python", "shell", "kotlin", "text", "yaml"}
+    assert {block.language for block in BLOCKS} <= {"cpp", "kotlin", "python", "shell", "text", "yaml"}
     for page in DOCS:
         fences = re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.MULTILINE)
         assert len(fences) == 2 * len(list(blocks_in(page))), page

@@ -122,10 +122,11 @@ def benchmark(
     whole: the threads of one are busy for a while behind a call, and would slow down the next.
 
     Args:
-        paths: ONNX and .tflite files; for TensorRT engines, too.
+        paths: ONNX, .tflite, .pte and .param files; for TensorRT engines, too.
         baseline: file that ratios are to, as a rule the float one; it has rows of its own. Files of another kind have
             no ratio.
-        runtimes: "onnxruntime", "openvino", "tensorrt", "litert"; by default those that are installed and read a file.
+        runtimes: "onnxruntime", "openvino", "tensorrt", "litert", "executorch", "ncnn"; by default those that are
+            installed and read a file.
         threads: of a runtime on the CPU; None leaves them to it.
         batch: images a call.
         rounds: calls of each file that are measured.

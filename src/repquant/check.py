@@ -18,11 +18,12 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     """Return what was found in a file, ours or anybody's, the worst first.
 
     TensorRT is not needed: its rules are read off the file. ONNX Runtime, OpenVINO, LiteRT and ExecuTorch are asked for
-    what they execute, on this CPU.
+    what they execute, on this CPU; ncnn, whether it loads the file.
 
     Args:
-        path: of the file, .tflite for "litert", .pte for "executorch" and ONNX for the others.
-        target: "tensorrt", "onnxruntime", "openvino", "litert" or "executorch".
+        path: of the file, .tflite for "litert", .pte for "executorch", .param for "ncnn" (its .bin file lies beside it)
+            and ONNX for the others.
+        target: "tensorrt", "onnxruntime", "openvino", "litert", "executorch" or "ncnn".
 
     Raises:
         InputError: another target, or one that is not installed; another kind of file, a damaged one, or tensors of it
@@ -30,9 +31,10 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     """
     from repquant.runtimes.available import require, require_kind
     from repquant.runtimes.cpu import int8_support
-    from repquant.targets import executorch, litert, onnxruntime, openvino, tensorrt
+    from repquant.targets import executorch, litert, ncnn, onnxruntime, openvino, tensorrt
     from repquant.targets.executorch_file import read_executorch
     from repquant.targets.litert_file import read_litert
+    from repquant.targets.ncnn_file import read_ncnn
     from repquant.targets.onnx_graph import blaming_the_file, read_graph
 
     if target not in TARGETS:
@@ -45,6 +47,9 @@ def check(path: str | PathLike[str], target: str) -> tuple[Finding, ...]:
     if target == "executorch":
         require(target)
         return _worst_first(executorch.find(file, read_executorch(file)))
+    if target == "ncnn":
+        require(target)
+        return _worst_first(ncnn.find(file, read_ncnn(file)))
     graph = read_graph(file)
     if target != "tensorrt":
         require(target)
@@ -68,7 +73,8 @@ def require_taken(path: Path, target: str) -> None:
 
     Args:
         path: of the file. That of a target may also be written for another runtime, which is then asked: LiteRT for a
-            .tflite file, ExecuTorch for a .pte file, ONNX Runtime for an ONNX file of these two.
+            .tflite file, ExecuTorch for a .pte file, ONNX Runtime for an ONNX file of these two. Nobody else runs what
+            is written for ncnn.
         target: it was written for; where only its runtime could tell, and that is not installed, nobody is asked.
 
     Raises:

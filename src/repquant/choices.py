@@ -2,13 +2,13 @@
 
 from typing import Literal, get_args
 
-TargetName = Literal["tensorrt", "onnxruntime", "openvino", "litert", "executorch"]
+TargetName = Literal["tensorrt", "onnxruntime", "openvino", "litert", "executorch", "ncnn"]
 TARGETS: tuple[TargetName, ...] = get_args(TargetName)
 StoredWeights = Literal["int8", "float"]
 ScaleType = Literal["float32", "float16"]
 EndType = Literal["float32", "int8", "uint8"]
 
-RuntimeName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt", "litert", "executorch"]
+RuntimeName = Literal["pytorch", "onnxruntime", "openvino", "tensorrt", "litert", "executorch", "ncnn"]
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 ONNX_RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino", "tensorrt")
 """Those that read ONNX files, in the order in which one is taken by itself."""

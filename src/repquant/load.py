@@ -16,9 +16,9 @@ def load(path: str | PathLike[str], *, runtime: str = "onnxruntime", threads: in
     It is the same engine that proofs and benchmarks use.
 
     Args:
-        path: an .onnx file; for "tensorrt" also an engine, for "litert" a .tflite and for "executorch" a
-            .pte file.
-        runtime: "onnxruntime", "openvino", "tensorrt", "litert" or "executorch"; it has to be installed.
+        path: an .onnx file; for "tensorrt" also an engine, for "litert" a .tflite, for "executorch" a .pte and for
+            "ncnn" a .param file.
+        runtime: "onnxruntime", "openvino", "tensorrt", "litert", "executorch" or "ncnn"; it has to be installed.
         threads: of the CPU; None leaves the choice to the runtime.
 
     Raises:

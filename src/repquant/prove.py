@@ -113,8 +113,8 @@ def prove(
         model: the float network that was quantized, or what `reparameterize` made of it.
         int8: from `quantize`.
         validation: batches as for `quantize`; where they hold labels (N,) behind the inputs, accuracy is measured.
-        runtimes: that execute the file; they have to be installed. Default: that of the targets "litert" and
-            "executorch", else "onnxruntime" and "openvino".
+        runtimes: that execute the file; they have to be installed. Default: that of the targets "litert", "executorch"
+            and "ncnn", else "onnxruntime" and "openvino".
         evaluate: a metric such as mAP or mIoU; it is called once with each network.
         on_images: called with the number of images that all have finished since the last call.
 

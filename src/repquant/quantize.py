@@ -100,7 +100,8 @@ class Quantized:
         """Write the file that the target's runtime takes, whole or not at all, and return its path.
 
         Args:
-            path: ends in `.onnx`, in `.tflite` for LiteRT or in `.pte` for ExecuTorch.
+            path: ends in `.onnx`, in `.tflite` for LiteRT, in `.pte` for ExecuTorch or in `.param` for ncnn, whose
+                numbers go to a `.bin` file of the same name.
             inputs: names of the inputs; those of `forward` by default.
             outputs: names of the outputs; the keys of a returned dict by default, else `output`.
             batch: number of images that a .tflite or .pte file takes; None for any, where the network takes any (a .pte

@@ -114,6 +114,7 @@ def assert_refused(result, tmp_path, *words):
         ({"runtimes": "litert", "target": "tensorrt"}, ["runtime litert", "target tensorrt keeps sums in 32 bits"]),
         ({"runtimes": "tensorrt", "target": "litert"}, ["tensorrt"]),
         ({"runtimes": "executorch", "target": "tensorrt"}, ["runtime executorch", "ExecuTorch rounds every summand"]),
+        ({"runtimes": "ncnn", "target": "tensorrt"}, ["runtime ncnn", "symmetric activations from -127 to 127 alone"]),
         ({"vnni": "maybe"}, ["--vnni maybe", "auto, yes, no"]),
         ({"keep_float": "stages.9"}, ["no layer is named 'stages.9'"]),
         ({"image_size": "large"}, ["large"]),

@@ -61,3 +61,23 @@ def test_ptq_for_executorch(repquant, headline, weights, photographs, small_opti
     status, out, err = repquant("evaluate", "--model", file, "--data", photographs, *small_options[2:])
     assert status == 0, err
     assert [row["runtime"] for row in headline(out)["results"]] == ["executorch"]
+
+
+def test_ptq_and_export_for_ncnn(repquant, headline, weights, photographs, small_options, tmp_path):
+    pytest.importorskip("ncnn", reason="pip install 'repquant[ncnn]'")
+    images = ("--data", photographs, "--calibration-images", "16", "--calibrator", "mse", "--target", "ncnn")
+    status, out, err = repquant("ptq", "--weights", weights, *small_options, *images, "--output", tmp_path / "run")
+    assert status == 0, err
+    rows = json.loads((tmp_path / "run" / "result.json").read_text())["results"]
+    assert [(row["runtime"], row["parity"]) for row in rows] == [("pytorch", None), ("ncnn", 100.0)]
+    files = [tmp_path / "run" / f"mse{suffix}" for suffix in (".param", ".bin")]
+    assert rows[1]["file_bytes"] == sum(file.stat().st_size for file in files)
+    status, out, err = repquant("check", files[0], "--target", "ncnn")
+    assert (status, headline(out)["refused"]) == (0, 0), err
+    status, out, err = repquant("evaluate", "--model", files[0], "--data", photographs, *small_options[2:])
+    assert status == 0, err
+    assert [row["runtime"] for row in headline(out)["results"]] == ["ncnn"]
+    exported = tmp_path / "x.param"
+    status, out, err = repquant("export", "--weights", weights, *small_options, *images, "--output", exported)
+    assert status == 0, err
+    assert headline(out)["file_bytes"] == exported.stat().st_size + exported.with_suffix(".bin").stat().st_size

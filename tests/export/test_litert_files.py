@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from repquant.check import check
 from repquant.errors import InputError
 from repquant.export.files import export_file
 from repquant.export.litert.clips import Clip, fused
@@ -17,7 +18,8 @@ from repquant.methods.ptq import PtqMethod
 from repquant.numerics.affine import to_integers
 from repquant.quantize import quantize
 from repquant.simulation.network import quantized_layers
-from repquant.targets.litert_file import load_schema, read_litert
+from repquant.targets.litert_file import load_schema, packed, read_litert, unpacked
+from repquant.targets.target import resolve_target
 
 pytest.importorskip("ai_edge_litert", reason="pip install 'repquant[litert]'")
 
@@ -219,3 +221,34 @@ def test_a_clip_that_the_grid_does_is_left_to_it():
     assert fused(Clip(-2, 3), grid) == (activations.NONE, Clip())
     assert fused(Clip(-2, 0.5), grid) == (activations.NONE, Clip(-2, 0.5))
     assert fused(Clip(-2, math.inf), None) == (activations.NONE, Clip(-2, math.inf))
+
+
+def test_linear_weights_of_4_bits_are_stored_as_int4_where_xnnpack_multiplies_them(tmp_path):
+    torch.manual_seed(0)
+    tokens = torch.randn(4, 5, 64)
+    network = nn.Sequential(nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU())
+    network.append(nn.Linear(48, 8))
+    written = {}
+    for bits in (4, 8):
+        target = resolve_target("litert", weight_bits=bits)
+        int8 = quantize(network.eval(), [tokens], target=target, calibrator="max", method=NEAREST)
+        path = int8.save(tmp_path / f"w{bits}.tflite")
+        with torch.inference_mode():
+            expected = int8(tokens).numpy()
+        np.testing.assert_allclose(LitertRuntime(path, threads=1)(tokens.numpy()), expected, rtol=0, atol=1e-5)
+        weights = {tensor.name: tensor for tensor in read_litert(path).tensors if tensor.name.endswith(".weight")}
+        for name, layer in quantized_layers(int8.module).items():
+            np.testing.assert_array_equal(weights[f"{name}.weight"].constant, layer.integers.weight.numpy())
+        written[bits] = path.stat().st_size, [weight.dtype for weight in weights.values()]
+    assert written[8][1] == ["int8"] * 4
+    assert written[4][1] == ["int4", "int8", "int4", "int8"]  # a row of 33, and the last layer, which computes in float
+    assert written[8][0] - written[4][0] == pytest.approx((64 * 33 + 48 * 48) // 2, abs=64)  # but for alignment
+    assert not [finding for finding in check(tmp_path / "w4.tflite", "litert") if finding.rule.name == "not-delegated"]
+
+
+def test_int4_is_read_as_it_was_written():
+    integers = np.asarray([[-8, 7, 0], [-1, 3, -7]], np.int8)
+    for values in (integers, integers[:, :1], integers[:1]):  # an odd number of them too
+        stored = np.frombuffer(packed(values), np.uint8)
+        assert len(stored) == (values.size + 1) // 2
+        np.testing.assert_array_equal(unpacked(stored, values.size), values.reshape(-1))

@@ -92,6 +92,15 @@ def test_executorch(int8, images, expected, tmp_path):
     assert_same_integers(runtime(images.numpy()), expected)
 
 
+def test_ncnn(graph, images, tmp_path):
+    pytest.importorskip("ncnn", reason="pip install 'repquant[ncnn]'")
+    symmetric = quantize(graph, [images[:64]], target="ncnn", rounding_images=0)
+    with torch.inference_mode():
+        wanted = symmetric(images).numpy()
+    runtime = open_runtime("ncnn", symmetric.save(tmp_path / "int8.param"), threads=1)
+    assert_same_integers(runtime(images.numpy()), wanted)
+
+
 def test_the_file_for_browsers_in_onnx_runtime(onnx_file, images, expected):
     assert_same_integers(open_runtime("onnxruntime", onnx_file, threads=1)(images.numpy()), expected)
 

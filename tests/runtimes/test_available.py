@@ -10,7 +10,7 @@ from repquant.runtimes.available import installed, open_runtime, require, requir
 
 
 def test_all_engines_are_installed_for_the_tests():
-    assert installed() == ("pytorch", "onnxruntime", "openvino", "litert", "executorch")
+    assert installed() == ("pytorch", "onnxruntime", "openvino", "litert", "executorch", "ncnn")
     for name in installed():
         require(name)
 
@@ -42,6 +42,8 @@ def test_missing_engine_names_its_extra(monkeypatch):
         require("litert")
     with pytest.raises(InputError, match=r"executorch is not installed; run pip install 'repquant\[executorch\]'"):
         require("executorch")
+    with pytest.raises(InputError, match=r"ncnn is not installed; run pip install 'repquant\[ncnn\]'"):
+        require("ncnn")
 
 
 def test_a_package_that_is_missing_around_an_engine_is_no_error(monkeypatch):
@@ -57,7 +59,7 @@ def test_a_package_that_is_missing_around_an_engine_is_no_error(monkeypatch):
 def test_pytorch_runs_no_files(float_model):
     with pytest.raises(
         InputError,
-        match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino, .*, executorch",
+        match=r"pytorch can't run the file .*float\.onnx; choose from onnxruntime, openvino, .*, executorch, ncnn",
     ):
         open_runtime("pytorch", float_model.path)
 
@@ -88,6 +90,15 @@ def test_runtimes_that_do_not_fit_a_target_are_refused_with_the_reason(name, tar
     require_fit(("litert", "executorch"), "executorch")
 
 
+@pytest.mark.parametrize(
+    ("name", "target"), [("ncnn", "tensorrt"), ("ncnn", "litert"), ("onnxruntime", "ncnn"), ("tensorrt", "ncnn")]
+)
+def test_ncnn_has_integers_of_its_own(name, target):
+    with pytest.raises(InputError, match=f"runtime {name} can't run .* {target}: ncnn has symmetric .* choose pytorch"):
+        require_fit((name,), target)
+    require_fit(("pytorch", "ncnn"), "ncnn")
+
+
 def test_each_engine_reads_its_own_kind_of_file(tmp_path):
     with pytest.raises(InputError, match=r"openvino reads \.onnx files, and .*x\.tflite was given; choose from litert"):
         open_runtime("openvino", tmp_path / "x.tflite")
@@ -100,7 +111,8 @@ def test_each_engine_reads_its_own_kind_of_file(tmp_path):
 def test_nothing_heavy_is_imported_to_ask():
     code = (
         "import sys; from repquant.runtimes.available import installed; installed(); "
-        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino', 'ai_edge_litert', 'torchao'} & sys.modules.keys()))"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'openvino', 'ai_edge_litert', 'torchao', 'ncnn'}; "
+        "print(sorted(heavy & sys.modules.keys()))"
     )
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"

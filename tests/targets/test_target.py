@@ -33,6 +33,13 @@ def test_phones_are_signed_with_zero_points_and_multiply_in_32_bits_everywhere(n
     assert (target.quantized_terms, target.rounds_before_pointwise, target.note) == ("all", True, "")
 
 
+def test_ncnn_leaves_out_the_most_negative_integer():
+    target = resolve_target("ncnn", fast_int8_dot=False)
+    assert (target.activation.qmin, target.activation.qmax, target.activation.symmetric) == (-127, 127, True)
+    assert (target.weight.qmin, target.weight.qmax, target.weight.channel_axis) == (-127, 127, 0)
+    assert (target.quantized_terms, target.float_biases, target.note) == ("none", True, "")
+
+
 def test_tensorrt_does_not_depend_on_this_cpu():
     assert resolve_target("tensorrt", fast_int8_dot=False) == resolve_target("tensorrt")
 

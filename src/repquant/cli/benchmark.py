@@ -33,7 +33,7 @@ _FLOAT_FILE = 90
 class Options:
     """Options of `repquant benchmark`."""
 
-    files: tuple[str, ...] = argument("ONNX and .tflite files; for tensorrt engines, too")
+    files: tuple[str, ...] = argument("ONNX, .tflite, .pte and .param files; for tensorrt engines, too")
     float: str = option("file that ratios are to; another one than the float one serves as well", "")
     runtimes: str = option("what executes the files; default: all that are installed and read one", "", _RUNTIME_NAMES)
     threads: str = option("threads of a runtime, several numbers with commas; default: as many as it likes", "")

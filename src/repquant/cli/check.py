@@ -1,7 +1,8 @@
 """List what a target refuses in a file or runs in another way than in integers, and what to do about it.
 
 The file may come from any tool. Nothing is built: for tensorrt the documented rules are read off the ONNX file;
-onnxruntime and openvino are asked for the graph that they execute; litert takes .tflite files, executorch .pte files.
+onnxruntime and openvino are asked for the graph that they execute; litert takes .tflite files, executorch .pte files,
+ncnn .param files.
 The exit status is 2 where something is refused.
 """
 
@@ -24,7 +25,7 @@ EXAMPLE = "repquant check model.onnx --target tensorrt"
 class Options:
     """Options of `repquant check`."""
 
-    file: str = argument("ONNX file; .tflite for litert, .pte for executorch")
+    file: str = argument("ONNX file; .tflite for litert, .pte for executorch, .param for ncnn")
     target: TargetName = option("runtime that will serve it")
 
 

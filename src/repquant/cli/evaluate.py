@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = "repquant evaluate --model runs/a0/mse.onnx --runtimes onnxruntime,openvino --data FOLDER"
 
-_READERS = {".engine": ("tensorrt",), ".plan": ("tensorrt",), ".tflite": ("litert",), ".pte": ("executorch",)}
+_READERS = {
+    ".engine": ("tensorrt",),
+    ".plan": ("tensorrt",),
+    ".tflite": ("litert",),
+    ".pte": ("executorch",),
+    ".param": ("ncnn",),
+}
 """Of files that are no ONNX files: what runs them."""
 
 
@@ -44,7 +50,7 @@ class Options:
         RUNTIME_NAMES,
     )
     model: str = option(
-        "ONNX file, for all but pytorch; an engine for tensorrt, .tflite for litert, .pte for executorch", ""
+        "ONNX file, for all but pytorch; for tensorrt an engine, for litert .tflite, executorch .pte, ncnn .param", ""
     )
     arch: str = option("architecture of the checkpoint, for pytorch; default: read off it", "")
     weights: str = option("checkpoint for pytorch; 'builtin' for the one that ships", "")

@@ -1,4 +1,4 @@
-"""Write an ONNX, .tflite or .pte file: the float model, or with --calibrator its INT8 form.
+"""Write an ONNX, .tflite, .pte or .param file: the float model, or with --calibrator its INT8 form.
 
 Nothing is measured; `repquant ptq` does the same and proves the result.
 """
@@ -36,7 +36,7 @@ EXAMPLE = (
 class Options(TargetOptions, MethodOptions, CalibrationOptions, ImageOptions, NetworkOptions):
     """Options of `repquant export`."""
 
-    output: str = option("file to write, .onnx, .tflite for LiteRT or .pte for ExecuTorch")
+    output: str = option("file to write, .onnx, .tflite for LiteRT, .pte for ExecuTorch or .param for ncnn")
     overwrite: bool = option("replace the output file if it exists", False)
     data: str = option("folder whose train/ holds the calibration images, or 'builtin'; for INT8 only", "")
     batch: int = option("for .tflite and .pte: images that the file takes; 0 for any number", 0, COUNT)
@@ -56,11 +56,11 @@ def run(options: Options) -> None:
     from repquant.cli.inputs import load_graph, open_target, transform
     from repquant.cli.outputs import output_file
     from repquant.export.file_facts import FileFacts
-    from repquant.export.files import EXECUTORCH, LITERT, ONNX, export_file, require_suffix
+    from repquant.export.files import EXECUTORCH, LITERT, NCNN, ONNX, export_file, require_suffix
     from repquant.export.onnx import INPUT_NAME, OUTPUT_NAME
     from repquant.targets.executorch_file import read_executorch
 
-    output = output_file(options, (ONNX, LITERT, EXECUTORCH))
+    output = output_file(options, (ONNX, LITERT, EXECUTORCH, NCNN))
     _check(options)
     made = transform(options)  # refuses sizes that are none, also where no image is read
     facts = FileFacts(

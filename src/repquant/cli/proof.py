@@ -118,11 +118,12 @@ def prove(
     suffixes = () if target.activation.bits < 8 else tuple(dict.fromkeys((of_target, *of_runtime.values())))
     files = {(name, suffix): folder / f"{name}{suffix}" for name in quantized for suffix in suffixes}
     export = partial(export_file, inputs=(INPUT_NAME,), outputs=(OUTPUT_NAME,))
+    sizes: dict[Path, int] = {}
     with progress("export", 1 + len(files)) as advance:
         float_bytes = export(float_graph, folder / f"{FLOAT}{ONNX}", facts=file_facts(loader))
         advance(1)
         for (name, _), path in files.items():
-            export(quantized[name], path, target, facts=file_facts(loader, name))
+            sizes[path] = export(quantized[name], path, target, facts=file_facts(loader, name))
             require_taken(path, target.name)
             if path.suffix == EXECUTORCH:
                 say(f"{path.name}: {read_executorch(path).delegation()}")
@@ -153,7 +154,7 @@ def prove(
             float_name=FLOAT,
             simulation_name=None if runtime == "pytorch" else f"{name}/pytorch",
             model=str(shown_folder / file.name) if file else None,
-            file_bytes=file.stat().st_size if file else None,
+            file_bytes=sizes[file] if file else None,
         )
         for name in quantized
         for runtime in runtimes

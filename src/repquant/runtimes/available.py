@@ -47,6 +47,7 @@ ENGINES: dict[str, Engine] = {
         suffix=".pte",
         targets=_ROUNDS_ALL_SUMMANDS,
     ),
+    "ncnn": Engine(module="ncnn", package="repquant[ncnn]", suffix=".param", targets=("ncnn",)),
 }
 
 
@@ -75,11 +76,13 @@ def require(name: str) -> None:
 
 def default_runtimes(target: str) -> tuple[str, ...]:
     """Return the engines that prove what is made for a target, where nobody says which."""
-    return (target,) if target in ("litert", "executorch") else ("onnxruntime", "openvino")
+    return (target,) if target in ("litert", "executorch", "ncnn") else ("onnxruntime", "openvino")
 
 
 def fits(name: str, target: str) -> bool:
     """Whether an engine executes the integers of a target."""
+    if target == "ncnn":  # whose grids leave out the most negative integer
+        return name in ("ncnn", "pytorch")
     allowed = ENGINES[name].targets
     asks_for_zero = name == "tensorrt" and target in ("litert", "executorch")  # symmetric activations alone
     return not asks_for_zero and (not allowed or target in allowed)
@@ -98,16 +101,18 @@ def require_fit(names: Sequence[str], target: str) -> None:
             "litert": f"target {target} keeps sums in 32 bits, and LiteRT rounds every summand",
             "executorch": f"target {target} keeps sums in 32 bits, and ExecuTorch rounds every summand",
             "tensorrt": f"activations of target {target} have zero points, and TensorRT has none",
+            "ncnn": "ncnn has symmetric activations from -127 to 127 alone",
         }
         others = ", ".join(other for other in ENGINES if fits(other, target))
-        raise InputError(f"runtime {name} can't run what is made for target {target}: {reasons[name]}; choose {others}")
+        reason = reasons["ncnn" if target == "ncnn" else name]
+        raise InputError(f"runtime {name} can't run what is made for target {target}: {reason}; choose {others}")
 
 
 def require_kind(name: str, path: Path) -> None:
     """Accept a file of the kind that an engine reads.
 
     Raises:
-        InputError: a .tflite or .pte file for an engine that reads ONNX files, and so on.
+        InputError: a .tflite, .pte or .param file for an engine that reads ONNX files, and so on.
     """
     files = {other: engine.suffix for other, engine in ENGINES.items() if other != "pytorch"}
     if name in files and path.suffix != files[name] and path.suffix in files.values():
@@ -127,8 +132,8 @@ def _is_installed(engine: Engine) -> bool:
 def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRuntime:
     """Load the file at `path` into the engine `name`, on `threads` threads of the CPU (None: the engine's choice).
 
-    It is an ONNX file, a .tflite file for LiteRT and a .pte file for ExecuTorch; TensorRT also takes an engine that was
-    built from its file.
+    It is an ONNX file, a .tflite file for LiteRT, a .pte file for ExecuTorch and for ncnn a .param file with its .bin
+    file beside it; TensorRT also takes an engine that was built from its file.
 
     Raises:
         InputError: unknown or missing engine, or a file that it can't load; PyTorch runs modules, not files.
@@ -156,6 +161,10 @@ def open_runtime(name: str, path: Path, threads: int | None = None) -> FileRunti
             from repquant.runtimes.executorch import ExecutorchRuntime
 
             return ExecutorchRuntime(path, threads)
+        case "ncnn":
+            from repquant.runtimes.ncnn import NcnnRuntime
+
+            return NcnnRuntime(path, threads)
         case _:
             files = ", ".join(other for other in ENGINES if other != name)
             raise InputError(f"runtime {name} can't run the file {path}; choose from {files}")

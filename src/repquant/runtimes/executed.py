@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 import onnx
 
-PRODUCTS = ("Conv", "ConvTranspose", "Deconvolution", "Convolution", "FullyConnected", "Gemm", "MatMul")
+PRODUCTS = (
+    "Conv",
+    "ConvTranspose",
+    "Deconvolution",
+    "Convolution",
+    "ConvolutionDepthWise",
+    "FullyConnected",
+    "Gemm",
+    "InnerProduct",
+    "MatMul",
+)
 """Endings of the engines' names for layers and matrix products, without what they put in front or behind."""
 
 

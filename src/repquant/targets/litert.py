@@ -98,7 +98,7 @@ _FIXED: Mapping[str, tuple[float, int]] = {
     "L2_NORMALIZATION": (1 / 128, 0),
 }
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
-_INTEGERS = ("int8", "uint8", "INT16", "INT4")
+_INTEGERS = ("int8", "uint8", "INT16", "int4")
 
 
 def find(path: Path, graph: LitertGraph) -> list[Finding]:

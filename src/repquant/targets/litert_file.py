@@ -1,6 +1,7 @@
 """A .tflite file as the rules and the runtime read it: its one graph, constants, and what we note beside them."""
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ METADATA = "repquant"
 
 _IDENTIFIER = b"TFL3"
 _IDENTIFIER_PLACE = slice(4, 8)
-_DTYPES = {"FLOAT32": "float32", "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64"}
+_DTYPES = {"FLOAT32": "float32", "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "INT4": "int4"}
 
 
 def load_schema() -> Any:
@@ -47,7 +48,7 @@ class Tensor:
         scale: (C,) of a quantized one, else None.
         zero_point: (C,), else None.
         axis: that several scales lie along.
-        constant: its values, or None.
+        constant: its values, or None; of int4 as int8.
     """
 
     name: str
@@ -124,6 +125,19 @@ def read_litert(path: Path) -> LitertGraph:
         raise InputError(f"{path} is damaged, or not all of a .tflite file: {error}") from error
 
 
+def packed(integers: NDArray[np.int8]) -> bytes:
+    """Return integers from -8 to 7 as int4: two a byte, the first one in the lower half."""
+    flat = integers.reshape(-1).view(np.uint8) & 15
+    flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
+    return (flat[0::2] | flat[1::2] << 4).tobytes()
+
+
+def unpacked(stored: NDArray[np.uint8], count: int) -> NDArray[np.int8]:
+    """Return the integers, (count,) int8, that int4 holds."""
+    halves = np.stack([stored << 4, stored & 240], 1).reshape(-1)[:count]
+    return halves.view(np.int8) >> 4
+
+
 def _graph(schema: Any, model: Any) -> LitertGraph:
     graph = model.subgraphs[0]
     kinds = _names(schema.BuiltinOperator)
@@ -155,7 +169,9 @@ def _tensor(model: Any, tensor: Any, kind: str) -> Tensor:
     shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
     dtype, constant = _DTYPES.get(kind, kind), None
     if data is not None and kind in _DTYPES:
-        constant = np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(shape)
+        stored = np.asarray(data, np.uint8)
+        values = unpacked(stored, math.prod(shape)) if dtype == "int4" else np.frombuffer(stored.tobytes(), dtype)
+        constant = values.reshape(shape)
     return Tensor(
         name=(tensor.name or b"").decode(errors="replace"),
         dtype=dtype,

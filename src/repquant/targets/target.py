@@ -59,13 +59,15 @@ def resolve_target(
     multiply with `vpmaddubsw`, which adds two products of 8 x 8 bits in a saturating 16-bit accumulator: weights of 7
     bits keep the sum below 2 * 255 * 63 = 32130, which fits. LiteRT has signed integers alone, with any zero point for
     activations (ai.google.dev/edge/litert/models/quantization_spec), and multiplies in 32 bits everywhere; so does
-    XNNPACK in ExecuTorch.
+    XNNPACK in ExecuTorch. ncnn has symmetric int8 from -127 to 127 alone, and adds in float (src/layer/quantize.cpp
+    there).
 
     Args:
         name: one of `TARGETS`.
         per_tensor_weights: one scale for all weights of a layer, for hardware that has nothing else.
         fast_int8_dot: the CPU that will serve the model has VNNI (or another exact int8 dot product).
-        weight_bits: 2 to 8; fewer than 8 are stored in int8, which every runtime can execute.
+        weight_bits: 2 to 8; fewer than 8 are stored in int8, which every runtime can execute, but for linear layers in
+            .tflite files, which are stored in int4 where that is executed too.
         activation_bits: 2 to 8; fewer than 8 can be simulated alone.
         stored_weights: for TensorRT, "float" for its releases before 10.
         scale_type: for TensorRT, "float16" so that layers that are not quantized run in FP16.
@@ -93,6 +95,14 @@ def resolve_target(
             weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis, scale_type=scale_type),
             quantized_terms="shortcut",
             weights=stored_weights,
+            float_biases=True,
+            note="; ".join(notes),
+        )
+    if name == "ncnn":
+        return Target(
+            name="ncnn",
+            activation=Scheme(bits=activation_bits, narrow=True),
+            weight=Scheme(bits=weight_bits, narrow=True, channel_axis=axis),
             float_biases=True,
             note="; ".join(notes),
         )

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repquant.targets.litert_file import METADATA, load_schema
+from repquant.targets.litert_file import METADATA, load_schema, packed
 
 _DESCRIPTION = "repquant"
 _SIGNATURE = "serving_default"
 _SCHEMA_VERSION = 3
 _IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16  # of constants, which runtimes read where they lie
-_TYPES = {"float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int32": "INT32"}
+_TYPES = {"float32": "FLOAT32", "int4": "INT4", "int8": "INT8", "uint8": "UINT8", "int32": "INT32"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class FlatFile:
         Args:
             name: for people, and for tools that ask for one of its own: a number is added where it is taken.
             shape: sizes of its axes.
-            dtype: "float32", "int8", "uint8" or "int32".
+            dtype: "float32", "int4", "int8", "uint8" or "int32".
             scale: () or (C,) of a quantized tensor.
             zero_point: as many.
             axis: that scales lie along.
@@ -122,6 +122,7 @@ class FlatFile:
         scale: NDArray[np.float32] | None = None,
         zero_point: NDArray[np.int64] | None = None,
         axis: int = 0,
+        is_packed: bool = False,
     ) -> int:
         """Add a constant and return its index; the same one for equal ones.
 
@@ -131,18 +132,20 @@ class FlatFile:
             scale: () or (C,) of integers that stand for reals.
             zero_point: as many; zeros by default.
             axis: that scales lie along.
+            is_packed: int8 from -8 to 7 is stored as int4.
         """
         if scale is not None and zero_point is None:
             zero_point = np.zeros(scale.shape, np.int64)
-        content = np.ascontiguousarray(array).tobytes()
+        content = packed(array) if is_packed else np.ascontiguousarray(array).tobytes()
+        dtype = "int4" if is_packed else array.dtype.name
         grid = () if scale is None or zero_point is None else (scale.tobytes(), zero_point.tobytes(), axis)
-        key = (content, array.shape, array.dtype.name, grid)
+        key = (content, array.shape, dtype, grid)
         if key not in self._constants:
             self._buffers.append(content)
             self._constants[key] = self.tensor(
                 name,
                 array.shape,
-                array.dtype.name,
+                dtype,
                 scale=scale,
                 zero_point=zero_point,
                 axis=axis,

@@ -118,7 +118,9 @@ def _parameters(
         return weight, file.constant(f"{name}.bias", bias)
     integers = layer.integers
     shaped = layout(_array(integers.weight))
-    weight = file.constant(f"{name}.weight", shaped, scale=_array(integers.weight_grid.scale), axis=axis)
+    is_packed = grid is not None and _fits_int4(layer)
+    scale = _array(integers.weight_grid.scale)
+    weight = file.constant(f"{name}.weight", shaped, scale=scale, axis=axis, is_packed=is_packed)
     if grid is None:
         plain = file.tensor(f"{name}.weight_dequantized", shaped.shape, "float32")
         file.operator("DEQUANTIZE", [weight], plain, "DequantizeOptions", 5)
@@ -127,6 +129,15 @@ def _parameters(
         return plain, file.constant(f"{name}.bias", bias)
     bias = np.zeros(channels, np.int32) if integers.bias is None else _array(integers.bias)
     return weight, file.constant(f"{name}.bias", bias, scale=_array(integers.bias_scale))
+
+
+def _fits_int4(layer: Any) -> bool:
+    """Whether weights are stored as int4: XNNPACK multiplies those of linear layers with an even number of inputs.
+
+    It leaves convolutions and odd rows to LiteRT's own kernels, which round otherwise (results/litert.md).
+    """
+    is_even = isinstance(layer, nn.Linear) and layer.in_features % 2 == 0
+    return is_even and bool(layer.integers.weight_grid.scheme.bits <= 4)
 
 
 def _array(tensor: Tensor) -> Weight:

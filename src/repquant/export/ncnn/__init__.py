@@ -1,0 +1,1 @@
+"""A captured network, float or simulated, as files for ncnn."""
