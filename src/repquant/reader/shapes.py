@@ -142,7 +142,7 @@ def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
 
 def _constant_of_shape(shape: Known, *, value: Any = None, device: torch.device) -> Tensor:
     filled = np.zeros(1, np.float32) if value is None else value
-    return torch.full(integers(shape), filled.item(), dtype=torch.as_tensor(filled).dtype, device=device)
+    return torch.full(integers(shape), filled.item(), dtype=torch.tensor(filled).dtype, device=device)
 
 
 def _range(start: Known, limit: Known, delta: Known, *, device: torch.device) -> Tensor:

@@ -57,7 +57,7 @@ def as_tensor(value: Value, device: torch.device) -> Tensor | None:
         return value
     if has_symbols(value):
         raise InputError("it computes with the size of the batch as with data; export the file with a fixed batch")
-    return torch.as_tensor(value, device=device)
+    return torch.tensor(value, device=device)
 
 
 def integers(array: NDArray[Any]) -> list[int]:
