@@ -17,6 +17,7 @@ LAYERS = (
     ("numerics",),
     ("targets",),
     ("graph",),
+    ("reader",),
     ("simulation",),
     ("methods",),
     ("models",),

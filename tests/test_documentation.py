@@ -22,6 +22,7 @@ from markdown_blocks import Block, blocks_in
 from repquant.cli.flags import flag_of
 from repquant.cli.main import build_parser, main
 from repquant.cli.verbs import VERBS, module_of
+from repquant.export.files import export_file
 from repquant.option_ranges import check_ranges
 
 REPOSITORY = Path(__file__).parent.parent
@@ -78,8 +79,8 @@ def given() -> dict[str, Any]:
 def files(given, tmp_path_factory) -> Path:
     """A folder with the files that the pages take for granted."""
     folder = tmp_path_factory.mktemp("files")
-    int8 = rq.quantize(given["model"], given["batches"], target="onnxruntime").save(folder / "int8.onnx")
-    shutil.copy(int8, folder / "float.onnx")  # to call `benchmark` with two
+    rq.quantize(given["model"], given["batches"], target="onnxruntime").save(folder / "int8.onnx")
+    export_file(rq.reparameterize(given["model"], given["example"]), folder / "float.onnx")
     return folder
 
 

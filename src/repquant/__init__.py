@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from repquant.prove import prove as prove
     from repquant.quantize import Quantized as Quantized
     from repquant.quantize import quantize as quantize
+    from repquant.read_onnx import read_onnx as read_onnx
     from repquant.reparameterize import reparameterize as reparameterize
     from repquant.search import Found as Found
     from repquant.search import search as search
@@ -46,6 +47,7 @@ _HOMES = {
     "prepare_qat": "repquant.prepare_qat",
     "prove": "repquant.prove",
     "quantize": "repquant.quantize",
+    "read_onnx": "repquant.read_onnx",
     "reparameterize": "repquant.reparameterize",
     "resolve_target": "repquant.targets.target",
     "search": "repquant.search",

@@ -1,5 +1,6 @@
 """A network of the user's own, on the command line."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from repquant.errors import InputError
+from repquant.export.files import export_file
 from repquant.models.user_network import make_network
+from repquant.reparameterize import reparameterize
 
 CODE = """
 import torch
@@ -84,6 +87,47 @@ def test_a_checkpoint_of_another_network(code, tmp_path):
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"other\.pth is of another network"):
         make_network(f"{code}:network", str(Path(tmp_path / "other.pth")))
+
+
+@pytest.fixture
+def file(code, tmp_path):
+    graph = reparameterize(make_network(f"{code}:network", ""), torch.zeros(2, 3, 32, 32))
+    export_file(graph, tmp_path / "mine.onnx")
+    return tmp_path / "mine.onnx"
+
+
+def test_ptq_of_an_onnx_file(repquant, photographs, file, tmp_path):
+    options = {
+        "model": str(file), "num_classes": 2, "data": str(photographs), "image_size": 32, "crop_ratio": 1.0,
+        "calibration_images": 8, "calibrator": "mse", "target": "onnxruntime", "runtimes": "onnxruntime",
+        "output": str(tmp_path / "run"),
+    }  # fmt: skip
+    configuration = tmp_path / "run.yaml"
+    configuration.write_text(json.dumps(options))  # a file is no code: a configuration may name it
+    status, out, err = repquant("ptq", "--config", configuration)
+    assert status == 0, err
+    (row,) = json.loads(out.strip().splitlines()[-1])["results"]
+    assert row["parity"] == 100.0
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert record["config"]["model"] == str(file)
+    assert record["inputs"] == {"model": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--weights", "x.pth"), "holds its own; leave it out"),
+        (("--image-size", 33, "--batch-size", 4), "is it a classifier of images of this size?"),
+    ],
+)
+def test_an_onnx_file_that_does_not_fit(repquant, photographs, file, tmp_path, more, words):
+    status, _, err = repquant(
+        "ptq", "--model", file, "--data", photographs, "--num-classes", 2, "--image-size", 32,
+        "--target", "onnxruntime", "--output", tmp_path / "run", *more,
+    )  # fmt: skip
+    assert status == 2
+    assert words in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

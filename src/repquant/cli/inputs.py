@@ -18,13 +18,14 @@ from repquant.cli.options import (
     ModelOptions,
     NetworkOptions,
     TargetOptions,
+    is_onnx,
 )
 from repquant.errors import InputError
 from repquant.methods.method import PtqMethod, ReconstructionOptions
 
 if TYPE_CHECKING:
     import torch
-    from torch import fx
+    from torch import fx, nn
 
     from repquant.choices import Split
     from repquant.data.calibration import CalibrationSubset
@@ -68,7 +69,8 @@ def load_graph(options: NetworkOptions, image_size: int, device: torch.device | 
     CPU.
 
     Raises:
-        InputError: neither an architecture with weights nor a network of the user's own, or both.
+        InputError: neither an architecture with weights nor a network of the user's own, or both; an ONNX file that
+            can't be read, or that takes one size of batch alone.
     """
     import torch
 
@@ -80,14 +82,30 @@ def load_graph(options: NetworkOptions, image_size: int, device: torch.device | 
     if options.model:
         if options.arch:
             raise InputError(f"--model {options.model} and --arch {options.arch} were given; give one of them")
+        if is_onnx(options.model):
+            return reparameterize(_read_file(options, image_size).to(device), images)
         return reparameterize(make_network(options.model, options.weights).to(device), images)
     if not (options.arch and options.weights):
         raise InputError("which network? Give --arch and --weights, or --model for one of your own")
     return capture(load_deploy_network(options).to(device), images)
 
 
+def _read_file(options: NetworkOptions, image_size: int) -> nn.Module:
+    """Return the network of an ONNX file, compared with ONNX Runtime on images of the size."""
+    import torch
+
+    from repquant.read_onnx import read_onnx
+
+    if options.weights:
+        raise InputError(f"--weights {options.weights} was given, and {options.model} holds its own; leave it out")
+    noise = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    return read_onnx(options.model, example=noise)
+
+
 def hashed_weights(options: ModelOptions) -> dict[str, str]:
-    """Return the SHA-256 of the checkpoint by its role, for the record; nothing where there is none."""
+    """Return the SHA-256 of the checkpoint or ONNX file by its role, for the record; nothing where there is none."""
+    if isinstance(options, NetworkOptions) and is_onnx(options.model):
+        return {"model": file_sha256(Path(options.model))}
     return {"weights": file_sha256(weights_path(options))} if options.weights else {}
 
 

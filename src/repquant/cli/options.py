@@ -79,13 +79,18 @@ class NetworkOptions(ModelOptions):
     """Network: an architecture of the zoo with its checkpoint, or one of the user's own."""
 
     model: str = option(
-        "network of your own, package.module:function or file.py:function; in place of --arch, and --weights may be "
-        "left out",
+        "network of your own, package.module:function, file.py:function or a float .onnx file; in place of --arch, and "
+        "--weights may be left out",
         "",
     )
     weights: str = option(
         "checkpoint: .pth or .safetensors, training or deploy form; 'builtin' for the one that ships", ""
     )
+
+
+def is_onnx(model: str) -> bool:
+    """Whether a network of the user's own is a file, which is read, and no code, which is run."""
+    return model.endswith(".onnx")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from repquant.cli.options import NetworkOptions
+from repquant.cli.options import NetworkOptions, is_onnx
 from repquant.errors import InputError, shortened
 from repquant.plain_yaml import require_plain
 from repquant.regular_files import read_regular
@@ -51,7 +51,8 @@ def require_code_is_asked_for(options: Any, arguments: Sequence[str]) -> None:
         InputError: a configuration does, which may be somebody else's, and the network is code that would be run.
     """
     asked = _values_of("--model", arguments)
-    if isinstance(options, NetworkOptions) and options.model and options.model not in asked:
+    is_code = isinstance(options, NetworkOptions) and options.model and not is_onnx(options.model)
+    if is_code and options.model not in asked:
         raise InputError(
             f"model {shortened(options.model)} is code that would be run, and configurations may be from others; give "
             "it on the command line, with --model"

@@ -154,11 +154,15 @@ def _explained(module: nn.Module, args: Any, kwargs: Any, error: Exception) -> I
     try:
         with torch.no_grad():
             module(*args, **kwargs)
+    except InputError as told:  # a network that was read from a file names its own places
+        return told
     except Exception as plain:
         return InputError(
             f"{name} can't be called with the example: {_place(plain)}{_first_line(plain)}; give an example that "
             "model(*example) accepts"
         )
+    if isinstance(error, InputError):
+        return error
     if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in str(error):
         advice = (
             "what happens there depends on the values of a tensor: use tensor operations, torch.where or torch.cond, "

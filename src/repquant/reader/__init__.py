@@ -1,0 +1,1 @@
+"""A float ONNX file as a module of torch."""
