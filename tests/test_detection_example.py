@@ -167,7 +167,7 @@ def test_a_search_goes_by_map(tmp_path):
 
 def same_file(int8: rq.Quantized, images: Tensor, folder: Path) -> None:
     assert {layer.precision for layer in int8.layers} == {"int8"}
-    assert len(int8.layers) == 20  # of 43 convolutions and batch normalizations on identities
+    assert len(int8.layers) == 20  # of 35 in the training form
     engine = rq.load(int8.save(folder / "int8.onnx"))
     assert engine.outputs == ("boxes", "scores")
     for expected, actual in zip(int8(images).values(), engine(images.numpy()), strict=True):

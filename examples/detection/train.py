@@ -54,7 +54,7 @@ def train(options: argparse.Namespace) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["updates"]
-    total, start = 0.0, time.perf_counter()
+    losses, start = [], time.perf_counter()
     for update in range(first, updates):
         images, truth = scenes.batch(range(update * options.batch, (update + 1) * options.batch))
         for group in optimizer.param_groups:
@@ -63,15 +63,15 @@ def train(options: argparse.Namespace) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += loss.item()
+        losses.append(loss.item())
         done = update + 1
         if done % SAVE_EVERY == 0 or done == updates:
             with replace_file(options.output) as temporary:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "updates": done}
                 torch.save(state, temporary)
             left = (time.perf_counter() - start) / (done - first) * (updates - done) / 60
-            print(f"{done} of {updates} updates, loss {total / SAVE_EVERY:.4f}, {left:.1f} minutes left", flush=True)
-            total = 0.0
+            print(f"{done} of {updates} updates, loss {sum(losses) / len(losses):.4f}, {left:.1f} minutes left", flush=True)
+            losses = []
 
 
 def main() -> None:
