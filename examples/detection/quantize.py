@@ -4,6 +4,7 @@ python examples/detection/quantize.py detector --weights runs/detector-relu.pt -
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -61,7 +62,7 @@ def rows(options: argparse.Namespace, folder: Path) -> Iterator[Row]:
     yield from ours("repquant; last in float", quantize(keep_float=last), folder)
     metric = METRICS[options.task](training, range(TO_CHOOSE, TO_CHOOSE + options.validation))
     found = rq.search(deploy, batches, target=options.target, max_drop=MAX_DROP, evaluate=metric)
-    print(found.outcome.reason)
+    print(found.outcome.reason, file=sys.stderr)
     yield from ours("repquant, search", found, folder)
 
     if options.target == "onnxruntime":

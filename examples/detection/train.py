@@ -70,7 +70,10 @@ def train(options: argparse.Namespace) -> None:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "updates": done}
                 torch.save(state, temporary)
             left = (time.perf_counter() - start) / (done - first) * (updates - done) / 60
-            print(f"{done} of {updates} updates, loss {sum(losses) / len(losses):.4f}, {left:.1f} minutes left", flush=True)
+            print(
+                f"{done} of {updates} updates, loss {sum(losses) / len(losses):.4f}, {left:.1f} minutes left",
+                flush=True,
+            )
             losses = []
 
 
