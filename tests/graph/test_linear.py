@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import fx, nn
 
+from repquant.graph.branches import stay_one_convolution
 from repquant.graph.capture import capture
-from repquant.graph.linear import merge
+from repquant.graph.linear import merge, merge_with_branches
 from third_party import randomized
 
 aten = torch.ops.aten
@@ -99,6 +100,12 @@ SUMS = {
     ],
     "depthwise of two sizes": [conv(4, 4, 5, groups=4), conv(4, 4, 3, groups=4), nn.Identity()],
     "dilated": [conv(4, 4, 5, groups=4), conv(4, 4, 3, groups=4, dilation=2)],
+    "dilated alike": [
+        nn.Sequential(conv(4, 4, 3, dilation=2, bias=False), bn(4)),
+        nn.Sequential(conv(4, 4, 1, bias=False), bn(4)),
+        bn(4),
+    ],
+    "dilated, strided": [conv(4, 6, 3, dilation=3, stride=2), conv(4, 6, 1, stride=2)],
     "groups": [conv(4, 8, 3, groups=2), conv(4, 8, 3)],
     "average pooling": [conv(4, 4, 3), nn.AvgPool2d(3, 1, 1)],
     "chain with pooling": [conv(4, 4, 3), nn.Sequential(conv(4, 4, 1, bias=False), nn.AvgPool2d(3, 1, 1))],
@@ -122,6 +129,15 @@ def test_a_sum_of_linear_branches_is_one_convolution(name):
     assert [node.target for node in graph_module.graph.nodes if node.op == "call_function"] == [aten.relu.default] * 2
 
 
+def test_a_dilated_block_keeps_its_dilation():
+    """The backbones of segmenters: nine taps far apart, with the two other branches at the one in the middle."""
+    module = Sum(conv(4, 4, 3, dilation=4), conv(4, 4, 1), bn(4))
+    ((name, layer),) = layers_of(merged(module, (2, 4, 16, 12))).items()
+    assert (layer.kernel_size, layer.dilation, layer.padding) == ((3, 3), (4, 4), (4, 4))
+    graph_module, branches = merge_with_branches(capture(module, torch.randn(2, 4, 16, 12)))
+    assert stay_one_convolution(branches[name], graph_module.get_submodule(name))
+
+
 def test_a_difference_by_hand():
     module = Sum(conv(1, 1, 1), nn.Identity(), signs=(1, -1))
     module.branches[0].weight.data.fill_(3.0)
@@ -142,6 +158,7 @@ REFUSED = {
     ),
     "pooling without its padding": ([conv(4, 4, 3), nn.AvgPool2d(3, 1, 1, count_include_pad=False)], "average pooling"),
     "more multiply-adds": ([conv(4, 4, 3, groups=4, dilation=3), conv(4, 4, 1)], "multiply-adds"),
+    "dilations without a common one": ([conv(4, 4, 3, dilation=3), conv(4, 4, 3, dilation=2)], "multiply-adds"),
     "an uneven pad": ([nn.Sequential(Pad(0, 2, 0, 2), conv(4, 4, 3, padding=0)), nn.Identity()], "multiply-adds"),
     "a narrow middle": ([nn.Sequential(conv(4, 1, 1), conv(1, 4, 1)), nn.Identity()], "multiply-adds"),
 }

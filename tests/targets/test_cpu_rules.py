@@ -40,6 +40,16 @@ def test_a_layer_in_float_is_named(target):
     assert ("integer-operator", "b") in names or ("integer-operator", "b/WithoutBiases") in names
 
 
+def test_what_moves_integers_runs_in_integers():
+    """The upsampling in the neck of a detector."""
+    s = Sketch()
+    x = s.quantized(s.node("Relu", s.conv(s.quantized(s.image, "images", kind=np.uint8), "a")), "a.out", kind=np.uint8)
+    twice = s.constant(np.array([1, 1, 2, 2], np.float32), "twice")
+    up = s.quantized(s.node("Resize", x, "", twice, name="up"), "up.out", kind=np.uint8)
+    y = s.quantized(s.node("Relu", s.conv(up, "b")), "b.out", kind=np.uint8)
+    assert found(onnxruntime, s.give(y)) == set()
+
+
 @TARGETS
 def test_weights_that_saturate_without_vnni(target):
     assert ("saturation", "") in found(target, network(largest=127), has_exact_products=False)

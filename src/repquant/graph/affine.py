@@ -9,7 +9,9 @@ with the reason. Padding a map is exact where its window beyond the border sees 
 the bias, is the padded constant. Kernel and bias are differentiable in the parameters of the layers.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,9 +32,9 @@ class NotOneMapError(Exception):
 class Affine:
     """A map from `root` to feature maps of `out` pixels (H, W).
 
-    The kernel (O, C/groups, *size), float64, is made when it is asked for: most maps are never merged. `layers` are the
-    convolutions that the map stands for, `macs` the multiply-adds of one image in all its operators, `paths` the number
-    of summands.
+    The kernel (O, C/groups, *size), float64, is made when it is asked for: most maps are never merged. Its taps lie
+    `apart` pixels from each other, 0 for a single one; all between them is 0. `layers` are the convolutions that the
+    map stands for, `macs` the multiply-adds of one image in all its operators, `paths` the number of summands.
     """
 
     root: fx.Node
@@ -44,6 +46,7 @@ class Affine:
     stride: Pair
     out: Pair
     inputs: int
+    apart: Pair
     layers: tuple[str, ...] = ()
     macs: int = 0
     paths: int = 1
@@ -58,6 +61,21 @@ class Affine:
         """The pixels of the root."""
         height, width = self.root.meta["val"].shape[2:]
         return height, width
+
+    @property
+    def dilation(self) -> Pair:
+        """That of a convolution with the taps alone."""
+        return _each(lambda gap: max(gap, 1), self.apart)
+
+    @property
+    def taps(self) -> Pair:
+        """How many lie below and beside each other."""
+        return _each(lambda size, gap: (size - 1) // gap + 1, self.size, self.dilation)
+
+    def weight(self) -> Tensor:
+        """Return the kernel without what lies between its taps, (O, C/groups, *taps)."""
+        down, right = self.dilation
+        return self.kernel()[:, :, ::down, ::right]
 
 
 def identity(root: fx.Node, device: torch.device) -> Affine:
@@ -75,6 +93,7 @@ def identity(root: fx.Node, device: torch.device) -> Affine:
         stride=(1, 1),
         out=(height, width),
         inputs=channels,
+        apart=(0, 0),
     )
 
 
@@ -111,6 +130,7 @@ def convolved(path: Affine, layer: nn.Conv2d, name: str) -> Affine:
         kernel=lambda: dilated(weight.double(), dilation),
         bias=torch.zeros_like(path.bias[:1]).expand(len(weight)) if layer.bias is None else layer.bias.double(),
         size=_each(lambda d, k: d * (k - 1) + 1, dilation, _pair(weight.shape[2:])),
+        apart=_each(lambda d, k: d if k > 1 else 0, dilation, _pair(weight.shape[2:])),
         stride=stride,
         groups=layer.groups,
         taps=weight[0].numel(),
@@ -129,6 +149,7 @@ def pooled(path: Affine, size: Pair, stride: Pair, padding: Pair, divisor: int |
         kernel=lambda: path.bias.new_full(shape, share),
         bias=torch.zeros_like(path.bias),
         size=size,
+        apart=_each(lambda k: min(k - 1, 1), size),
         stride=stride,
         groups=path.outputs,
         taps=height * width,
@@ -172,6 +193,7 @@ def summed(left: Affine, right: Affine) -> Affine:
         groups=groups,
         size=size,
         front=front,
+        apart=_each(math.gcd, left.apart, right.apart, _each(operator.sub, left.front, right.front)),
         layers=left.layers + right.layers,
         macs=left.macs + right.macs,
         paths=left.paths + right.paths,
@@ -180,31 +202,34 @@ def summed(left: Affine, right: Affine) -> Affine:
 
 def as_convolution(path: Affine) -> Affine:
     """Return the same map with the padding of a convolution, equal in front and behind; zeros may widen the kernel."""
-    front, size = [], []
-    for axis in range(2):
-        fits = [
-            (taps + before + after, path.front[axis] + before)
-            for before in range(path.stride[axis] + path.size[axis])
-            for after in range(path.stride[axis] + path.size[axis])
-            for taps in (path.size[axis],)
-            if path.front[axis] + before >= 0
-            and (path.source[axis] + 2 * (path.front[axis] + before) - taps - before - after) // path.stride[axis] + 1
-            == path.out[axis]
-        ]
-        if not fits:
-            raise NotOneMapError("no convolution pads as it does")
-        taps, ahead = min(fits)
-        front.append(ahead)
-        size.append(taps)
-    new_front, new_size = (front[0], front[1]), (size[0], size[1])
+    (*_, top, height, down), (*_, left, width, right) = (_narrowest(path, axis) for axis in range(2))
+    front, size = (top, left), (height, width)
     return replace(
-        path, kernel=lambda: _laid_out(path, path.groups, new_front, new_size), front=new_front, size=new_size
+        path,
+        kernel=lambda: _laid_out(path, path.groups, front, size),
+        front=front,
+        size=size,
+        apart=(down, right),
     )
+
+
+def _narrowest(path: Affine, axis: int) -> tuple[int, int, int, int]:
+    """Return taps, padding, size and spacing of the narrowest convolution that pads as a map does."""
+    own, stride = path.size[axis], path.stride[axis]
+    fits = []
+    for before, after in itertools.product(range(stride + own), repeat=2):
+        front, size = path.front[axis] + before, own + before + after
+        if front >= 0 and (path.source[axis] + 2 * front - size) // stride + 1 == path.out[axis]:
+            apart = math.gcd(path.apart[axis], before, after)
+            fits.append(((size - 1) // max(apart, 1) + 1, front, size, apart))
+    if not fits:
+        raise NotOneMapError("no convolution pads as it does")
+    return min(fits)
 
 
 def convolution_macs(path: Affine) -> int:
     """Return the multiply-adds of the map as one convolution, for one image."""
-    return math.prod(path.out) * path.outputs * (path.inputs // path.groups) * math.prod(path.size)
+    return math.prod(path.out) * path.outputs * (path.inputs // path.groups) * math.prod(path.taps)
 
 
 def _behind(
@@ -213,6 +238,7 @@ def _behind(
     kernel: Callable[[], Tensor],
     bias: Tensor,
     size: Pair,
+    apart: Pair,
     stride: Pair,
     groups: int,
     taps: int,
@@ -229,6 +255,7 @@ def _behind(
         bias=bias,
         groups=math.gcd(path.groups, groups),
         size=_each(lambda s, k, inner: s * (k - 1) + inner, path.stride, size, path.size),
+        apart=_each(lambda own, s, gap: math.gcd(own, s * gap), path.apart, path.stride, apart),
         stride=_each(lambda a, b: a * b, path.stride, stride),
         out=out,
         layers=path.layers + layers,

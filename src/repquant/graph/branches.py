@@ -84,7 +84,7 @@ def kernel_and_bias(branches: fx.GraphModule) -> tuple[Tensor, Tensor]:
         raise NotOneMapError(path.reason)
     path = as_convolution(path)
     dtype = root.meta["val"].dtype
-    return path.kernel().to(dtype), path.bias.to(dtype)
+    return path.weight().to(dtype), path.bias.to(dtype)
 
 
 @torch.no_grad()

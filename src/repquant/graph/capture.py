@@ -10,6 +10,7 @@ from repquant.graph.constants import Constant, evaluate_constants
 from repquant.graph.copies import copy_graph
 from repquant.graph.devices import device_of, example_on
 from repquant.graph.exporting import Example, export_functional
+from repquant.graph.joins import part_joins
 from repquant.graph.layers import layers_as_modules
 from repquant.graph.names import place
 from repquant.graph.noops import remove_neutral, remove_noops, remove_unused
@@ -50,6 +51,7 @@ def capture(module: nn.Module, example: Example) -> fx.GraphModule:
     exported, dynamic_batch = export_functional(module, example)
     graph, root = exported.graph, nn.Module()
     remove_noops(graph)
+    part_joins(graph)
     remove_unused(graph)
     constants = evaluate_constants(exported)
     remove_neutral(graph, constants)

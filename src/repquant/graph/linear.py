@@ -159,7 +159,7 @@ def _merge_at(graph_module: fx.GraphModule, top: fx.Node, progress: _Progress) -
         branches = cut_out(graph_module, root, [(term.sign, term.node) for term in members], progress.branches)
         name = _replace(graph_module, top, [term for term in terms if term not in members], path, kernel)
         progress.branches[name] = branches
-        progress.groups.append(Group(name=name, paths=path.paths, convolutions=len(path.layers), kernel=path.size))
+        progress.groups.append(Group(name=name, paths=path.paths, convolutions=len(path.layers), kernel=path.taps))
         return True
     return False
 
@@ -208,12 +208,12 @@ def _one_convolution(graph_module: fx.GraphModule, root: fx.Node, members: list[
         raise NotOneMapError(
             f"one convolution takes {convolution_macs(path):,} multiply-adds of an image, its parts {path.macs:,}"
         )
-    kernel = path.kernel()
+    kernel = path.weight()
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, *root.meta["val"].shape[1:], dtype=torch.float64, generator=generator).to(kernel.device)
     values = {root: image}
     expected = torch.stack([term.sign * evaluated(graph_module, term.node, values) for term in members]).sum(0)
-    actual = F.conv2d(image, kernel, path.bias, path.stride, path.front, 1, path.groups)
+    actual = F.conv2d(image, kernel, path.bias, path.stride, path.front, path.dilation, path.groups)
     difference = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
     if not difference <= TOLERANCE:
         raise NotOneMapError(f"the merged convolution differs from its parts by {difference:.1e} of the largest output")
@@ -229,7 +229,7 @@ def _replace(graph_module: fx.GraphModule, top: fx.Node, rest: list[_Term], path
         path.bias.to(dtype),
         stride=path.stride,
         padding=path.front,
-        dilation=(1, 1),
+        dilation=path.dilation,
         groups=path.groups,
     )
     name = _named(graph_module, path.layers, layer)

@@ -146,9 +146,10 @@ def find_best(
         score = attempt(candidate)
         attempts.append((candidate, score))
         if score.drop <= max_drop:
+            what = "a drop" if score.kl is None else "an expected drop"  # a metric is measured
             reason = (
-                f"{candidate.name}: the best of {len(attempts)} tried, with an expected drop of {score.drop:.3f}, at "
-                f"most {max_drop:g}"
+                f"{candidate.name}: the best of {len(attempts)} tried, with {what} of {score.drop:.3f}, at most "
+                f"{max_drop:g}"
             )
             return Outcome(tuple(attempts), best(), True, reason)
     if is_cut_short:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from repquant.targets.onnx_graph import DEQUANTIZE, QUANTIZE, integer_values
+
 PRODUCTS = (
     "Conv",
     "ConvTranspose",
@@ -41,16 +43,8 @@ class Executed:
 
 def executed_nodes(model: onnx.ModelProto) -> Iterator[Executed]:
     """Yield the operators of a graph that ONNX Runtime has optimized, without its constants and Q/DQ pairs."""
-    types = onnx.TensorProto
-    integers = {tensor.name for tensor in model.graph.initializer if tensor.data_type in (types.INT8, types.UINT8)} | {
-        info.name for info in model.graph.input if info.type.tensor_type.elem_type in (types.INT8, types.UINT8)
-    }
+    integers = integer_values(model)
     for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            if node.op_type == "QuantizeLinear":
-                integers.update(node.output)
-            continue
-        is_integer = any(name in integers for name in node.input)
-        if is_integer and not node.op_type.startswith("MatMulInteger"):
-            integers.update(node.output)
-        yield Executed(kind=node.op_type, name=node.name, is_integer=is_integer)
+        if node.op_type not in (QUANTIZE, DEQUANTIZE):
+            is_integer = any(name in integers for name in node.input)
+            yield Executed(kind=node.op_type, name=node.name, is_integer=is_integer)

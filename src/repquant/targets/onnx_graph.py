@@ -155,6 +155,19 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), default)
 
 
+def integer_values(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the values that are integers of 8 bits in a graph that ONNX Runtime has optimized."""
+    eight_bits = (TensorProto.INT8, TensorProto.UINT8)
+    found = {tensor.name for tensor in model.graph.initializer if tensor.data_type in eight_bits}
+    found |= {info.name for info in model.graph.input if info.type.tensor_type.elem_type in eight_bits}
+    for node in model.graph.node:
+        reads_integers = any(name in found for name in node.input)
+        gives_floats = node.op_type == DEQUANTIZE or node.op_type.startswith("MatMulInteger")
+        if node.op_type == QUANTIZE or (reads_integers and not gives_floats):
+            found.update(node.output)
+    return found
+
+
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
     try:
         inferred = onnx.shape_inference.infer_shapes(model)

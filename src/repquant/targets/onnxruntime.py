@@ -13,7 +13,7 @@ from onnx import NodeProto
 
 from repquant.targets.cpu_rules import not_loaded, saturating
 from repquant.targets.finding import Finding, Rule
-from repquant.targets.onnx_graph import DEQUANTIZE, QUANTIZE, OnnxGraph, node_name
+from repquant.targets.onnx_graph import DEQUANTIZE, QUANTIZE, OnnxGraph, integer_values, node_name
 
 LOADS = Rule(
     name="loads",
@@ -58,10 +58,11 @@ def find(graph: OnnxGraph, *, has_exact_products: bool) -> list[Finding]:
         optimized = _optimized(graph.model)
     except Exception as error:  # its exceptions share no base class of their own
         return [not_loaded(LOADS, error)]
+    integers = integer_values(optimized)
     found = [
         Finding(rule=INTEGER_OPERATOR, node=node_name(node), detail=f"it runs as {node.op_type}, on floats")
         for node in optimized.graph.node
-        if not _is_integer(node)
+        if not _is_integer(node) and not any(name in integers for name in node.input)
     ]
     return found + saturating(SATURATION, graph.model, has_exact_products=has_exact_products)
 
