@@ -192,21 +192,29 @@ def test_a_configuration_that_would_take_for_ever(repquant, tmp_path, content, m
         assert message in err
 
 
+@pytest.mark.parametrize("verb", ["ptq", "train"])
 @pytest.mark.parametrize("name", ["os:abort", "evil.py:network"])
-def test_no_configuration_runs_code(repquant, tmp_path, name):
+def test_no_configuration_runs_code(repquant, tmp_path, name, verb):
     """Whoever names a network of their own on the command line asks for its code; a file may be somebody else's."""
     (tmp_path / "evil.py").write_text("open('executed', 'w')\n")
     (tmp_path / "run.yaml").write_text(f"model: {name}\n")
-    given = ("--data", "d", "--target", "tensorrt", "--output", "run")
-    status, _, err = repquant("ptq", "--config", "run.yaml", *given)
+    given = (
+        "--data",
+        "d",
+        "--output",
+        "run",
+        *(("--target", "tensorrt") if verb == "ptq" else ("--num-classes", "10")),
+    )
+    status, _, err = repquant(verb, "--config", "run.yaml", *given)
     assert status == 2
     assert f"model {name} is code that would be run, and configurations may be from others" in err
     assert not (tmp_path / "executed").exists()
     (tmp_path / "mine.py").write_text("")
-    assert repquant("ptq", *given, "--model", "mine.py:network", "--config", "run.yaml")[0] == 2
+    assert repquant(verb, *given, "--model", "mine.py:network", "--config", "run.yaml")[0] == 2
     assert not (tmp_path / "executed").exists()
     (tmp_path / "evil.py").write_text("open('executed', 'w').close()\n")
-    repquant("ptq", *given, "--model", "evil.py:network")
+    given = ("--data", "builtin", *given[2:])
+    repquant(verb, *given, "--model", "evil.py:network")
     assert (tmp_path / "executed").exists()  # the trap works where code is asked for
 
 

@@ -351,12 +351,18 @@ def test_training_on_some_of_the_images(photographs, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["float_row"]["images"] == 6
 
 
-def test_a_network_of_the_users_is_trained_and_quantized(photographs, tmp_path, capsys):
+OWN = {
+    "layers": "nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), "
+    "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))",
+    "a RepVGG": "build('RepVGG-tiny', 2)",  # its names are not those of official checkpoints
+}
+
+
+@pytest.mark.parametrize("network", OWN.values(), ids=OWN)
+def test_a_network_of_the_users_is_trained_and_quantized(photographs, tmp_path, capsys, network):
     code = tmp_path / "own.py"
     code.write_text(
-        "from torch import nn\n\n\ndef network():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1), "
-        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))\n"
+        f"from torch import nn\nfrom repquant.models.network import build\n\n\ndef network():\n    return {network}\n"
     )
     output = tmp_path / "run"
     images = ["--num-classes", "2", "--image-size", "24", "--crop-ratio", "1", "--data", str(photographs)]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from repquant.errors import InputError
-from repquant.models.checkpoints import save_model, save_network
+from repquant.models.checkpoints import save_model, save_state
 from repquant.models.network import RepVGG, build
 from repquant.models.reparam import reparameterize
 from repquant.train.initial import bare_network, initial_network
@@ -125,7 +125,7 @@ def test_a_network_of_the_users_begins_with_the_seed_or_with_a_checkpoint(own, t
     assert origin == f"the network of {own}:network, seed 4"
     assert first.training
     assert torch.equal(first[5].weight, again[5].weight)
-    save_network(again, tmp_path / "own.safetensors")
+    save_state(again, tmp_path / "own.safetensors")
     third, origin = initial_network(recipe(**settings, seed=9, init_weights=str(tmp_path / "own.safetensors")))
     assert torch.equal(first[5].weight, third[5].weight)
     assert origin.endswith("with the weights of " + str(tmp_path / "own.safetensors"))

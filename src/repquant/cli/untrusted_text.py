@@ -10,6 +10,7 @@ from repquant.cli.options import NetworkOptions, is_onnx
 from repquant.errors import InputError, shortened
 from repquant.plain_yaml import require_plain
 from repquant.regular_files import read_regular
+from repquant.train.recipe import Recipe
 
 _MOST_BYTES = 2**16
 _MOST_CHARACTERS = 2**13  # of an argument; a path has half of it
@@ -51,7 +52,7 @@ def require_code_is_asked_for(options: Any, arguments: Sequence[str]) -> None:
         InputError: a configuration does, which may be somebody else's, and the network is code that would be run.
     """
     asked = _values_of("--model", arguments)
-    is_code = isinstance(options, NetworkOptions) and options.model and not is_onnx(options.model)
+    is_code = isinstance(options, NetworkOptions | Recipe) and options.model and not is_onnx(options.model)
     if is_code and options.model not in asked:
         raise InputError(
             f"model {shortened(options.model)} is code that would be run, and configurations may be from others; give "

@@ -135,16 +135,13 @@ def save_model(model: RepVGG, path: Path | str, dialect: str = "official") -> No
     _write(to_dialect(model.state_dict(), names), metadata, path)
 
 
-def save_network(network: nn.Module, path: Path | str) -> None:
-    """Write any network's state dict: one of the zoo as `save_model` does, another one under its own keys.
+def save_state(network: nn.Module, path: Path | str) -> None:
+    """Write any network's state dict under its own keys, as .safetensors or .pth, whole or not at all.
 
     Raises:
-        InputError: as `save_model`.
+        InputError: another suffix, or a folder that is missing or can't be written.
     """
-    if isinstance(network, RepVGG):
-        save_model(network, path)
-    else:
-        _write(network.state_dict(), {}, Path(path))
+    _write(network.state_dict(), {}, Path(path))
 
 
 def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
