@@ -60,6 +60,7 @@ def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: 
     from repquant.cli.training import begin, open_images, train
     from repquant.evaluate.stream import Evaluation, evaluate
     from repquant.models.checkpoints import save_model, save_state
+    from repquant.models.network import RepVGG
     from repquant.report.record import Record, write_record
     from repquant.report.rows import measured_row
     from repquant.runtimes.pytorch import PyTorchRuntime
@@ -88,7 +89,10 @@ def _train(options: Options, ranks: Ranks, device: torch.device, until_the_end: 
     path = output / "model.safetensors"
     if ranks.is_main:
         with _writing(path, trainer):
-            save_state(final, path) if recipe.model else save_model(final, path)
+            if isinstance(final, RepVGG) and not recipe.model:
+                save_model(final, path)
+            else:
+                save_state(final, path)
     engine = PyTorchRuntime(final)
     evaluation = Evaluation.concatenate(ranks.gather(evaluate({engine.name: engine}, validation)))
     skipped = dict(ChainMap(*ranks.gather(training.skipped | validation.skipped)))
