@@ -107,3 +107,16 @@ def test_empty_parts_stay_and_the_others_are_found(name):
         torch.testing.assert_close(actual, expected)
     parts = [node for node in graph.graph.nodes if node.target in (operator.getitem, aten.slice.Tensor)]
     assert all(0 in node.meta["val"].shape for node in parts)
+
+
+def test_an_empty_row_may_be_among_what_is_joined():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return torch.cat([self.conv(x), x.new_zeros(0), self.conv(x)], 1)[:, 4:]
+
+    module, x = Joined().eval(), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(capture(module, x)(x), module(x))

@@ -86,6 +86,8 @@ def _found(graph: fx.Graph, part: _Part) -> fx.Node | None:
     if source.target is aten.cat.default:
         values = arguments(source)
         joined, pieces = values["dim"] % source.meta["val"].ndim, list(values["tensors"])
+        if any(piece.meta["val"].ndim != source.meta["val"].ndim for piece in pieces):
+            return None  # torch also takes empty rows, whatever the shape of the others
         chosen = [_found(graph, piece) for piece in (_chosen(part, pieces) if joined == dim else map(part.of, pieces))]
         if not chosen or None in chosen:
             return None
