@@ -1,7 +1,9 @@
 """Files for ncnn: the integers in them, what is found in them, and what can't be written or read."""
 
+import errno
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,6 +239,21 @@ def test_a_file_of_somebody_else_beside_it_is_not_replaced(int8, tmp_path):
     beside.unlink()
     for _ in range(2):  # one's own is
         int8.save(tmp_path / "model.param")
+
+
+@pytest.mark.parametrize("write", ["write_text", "write_bytes"])
+def test_a_full_disk_leaves_the_earlier_pair(copied, monkeypatch, write):
+    """Half a pair can't be read, so the one before must not go while the new one is being written."""
+    before = {file: file.read_bytes() for file in copied.parent.iterdir()}
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, write, full)
+    with pytest.raises(OSError, match=r"No space left on device: .*copy\.param"):
+        export_file(capture(nn.Conv2d(3, 2, 1).eval(), torch.randn(1, 3, 8, 8)), copied)
+    assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
+    read_ncnn(copied)
 
 
 def test_other_targets_and_files(images, int8, tmp_path):
