@@ -202,6 +202,35 @@ def test_damaged_files(copied, read):
         read(copied)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "0 0",
+        "1 0\nInput a 0 0",
+        "1 2\nInput a 0 2 a b",
+        "2 2\nInput a 0 1 a\nInput b 1 1 a b",
+        "1 1\nInput a 0 1 a 0=abc",
+        "1 1\nInput a 0 1 a 0=2.5",
+        "1 1\nInput a 0 1 a 0",
+        "1 1\nInput a 0 1 a -23300=2,1",
+        "2 2\nInput a 0 1 a\nConvolution c 1 1 a b 8=x",
+        "2 2\nInput a 0 1 a\nConvolutionDepthWise c 1 1 a b 8=1 7=2,2",
+        "2 2\nInput a 0 1 a\nInnerProduct c 1 1 a b 8=",
+        "2 2\nInput a 0 1 a\nReLU r 1 1 b b",
+        "1 0\nInput a -1 1",
+        "x y\nInput a 0 1 a",
+        "1 1\nInput a",
+    ],
+)
+def test_layers_that_make_no_network(lines, tmp_path):
+    file = tmp_path / "x.param"
+    file.write_text(f"7767517\n{lines}\n")
+    file.with_suffix(".bin").touch()
+    for read in (read_ncnn, NcnnRuntime, lambda path: repquant.check(path, "ncnn")):
+        with pytest.raises(InputError, match=r"x\.param is no \.param file of ncnn, or is damaged"):
+            read(file)
+
+
 def test_numbers_of_another_tool_that_are_cut_off(tmp_path):
     file = tmp_path / "x.param"
     file.write_text("7767517\n2 2\nInput a 0 1 a 0=2 1=2 2=4\nConvolution c 1 1 a b 0=4 1=1 6=16\n")
