@@ -285,6 +285,32 @@ def test_a_full_disk_leaves_the_earlier_pair(copied, monkeypatch, write):
     read_ncnn(copied)
 
 
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda y, constant: torch.cat([y, constant], 1), "a constant beside values is not written"),
+        (lambda y, constant: torch.cat([constant, y], 1), "a constant beside values is not written"),
+        (lambda y, _: torch.cat([y, torch.ones(1, 2, 8, 8)], 1), "a constant beside values is not written"),
+        (lambda y, _: torch.cat([y, y[:, :0]], 1), "an empty value is not written"),
+        (lambda y, constant: y + constant[:, :1], "an operand that is a constant tensor is not written"),
+    ],
+)
+def test_constants_and_empty_values_are_not_left_out(function, words, tmp_path):
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.constant = nn.Buffer(torch.randn(1, 2, 8, 8))
+
+        def forward(self, x):
+            return function(self.conv(x), self.constant)
+
+    graph = capture(Constant().eval(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(InputError, match=words):
+        export_file(graph, tmp_path / "x.param")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_other_targets_and_files(images, int8, tmp_path):
     with pytest.raises(InputError, match=r"\.onnx was given; files for target ncnn end in \.param; ncnn has symmetric"):
         int8.save(tmp_path / "x.onnx")
