@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from repquant.atomic import new_folder, replace_file
+from repquant.atomic import new_folder, replace_file, replace_files
 from repquant.errors import InputError
 from repquant.train.stopping import listening
 
@@ -83,6 +83,20 @@ def test_full_disk_leaves_the_file_as_it_was(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert tree(tmp_path) == {"a.txt": "old"}
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path):
+    old, new = {"a.txt": "old", "b.txt": "old"}, {"a.txt": "new", "b.txt": "new"}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    for error in (ZeroDivisionError, None):
+        with suppress(ZeroDivisionError), replace_files(*(tmp_path / name for name in old)) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("new")
+                assert [(tmp_path / name).read_text() for name in old] == ["old", "old"]
+            if error:
+                raise error
+        assert tree(tmp_path) == (old if error else new)
 
 
 def test_permissions_are_those_of_ordinary_files_and_folders(tmp_path):

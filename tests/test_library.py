@@ -146,6 +146,7 @@ def test_batches_that_can_be_read_once_are_kept(model, batches):
         (rq.search, {}, "give a metric as evaluate, or images as held_back"),
         (rq.search, {"max_drop": -1}, "max_drop -1"),
         (rq.search, {"evaluate": lambda _: float("nan")}, "the metric returned nan; it has to return a finite number"),
+        (rq.search, {"evaluate": lambda _: 10**5000}, "the metric returned a number too large for a float"),
         (rq.search, {"evaluate": lambda _: None}, "the metric returned None; it has to return one number"),
         (rq.search, {"evaluate": lambda network: network.boxes}, "the metric failed with AttributeError"),
     ],

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -34,21 +34,44 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder of `path` can't be written, or made.
     """
-    path = _real(path)
-    ancestor = _nearest_above(path)
-    with _sigterm_raises():
-        _remove_files(path, ancestor)
-        temporary, handle = _make_held(ancestor, partial(_make_file, path, ancestor))
-        try:
-            with _naming(path):
-                yield temporary
+    with replace_files(path) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def replace_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Yield a temporary path for each of several files that belong together; see `replace_file`.
+
+    None is replaced before all are written. Then they are renamed one right after the other, in the order given.
+
+    Raises:
+        InputError: the folder of a path can't be written, or made.
+    """
+    real = [_real(path) for path in paths]
+    with _sigterm_raises(), ExitStack() as stack:
+        temporaries = tuple(stack.enter_context(_temporary_file(path)) for path in real)
+        with _naming(real[0]):
+            yield temporaries
+            for temporary in temporaries:
                 _sync(temporary)
                 temporary.chmod(0o666 & ~_umask())
+            for path in real:
                 path.parent.mkdir(parents=True, exist_ok=True)
+            for temporary, path in zip(temporaries, real, strict=True):
                 temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            release(handle)
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """Yield an empty file that will be renamed to `path`, and remove it if it was not."""
+    ancestor = _nearest_above(path)
+    _remove_files(path, ancestor)
+    temporary, handle = _make_held(ancestor, partial(_make_file, path, ancestor))
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+        release(handle)
 
 
 @contextmanager

@@ -252,3 +252,45 @@ def test_int4_is_read_as_it_was_written():
         stored = np.frombuffer(packed(values), np.uint8)
         assert len(stored) == (values.size + 1) // 2
         np.testing.assert_array_equal(unpacked(stored, values.size), values.reshape(-1))
+
+
+class Constant(nn.Module):
+    """A value and a constant, in a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 4, 1), function
+        self.few, self.many = nn.Buffer(torch.randn(1, 2, 8, 8)), nn.Buffer(torch.randn(1, 4, 8, 8))
+
+    def forward(self, x):
+        return self.function(self, self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, y: torch.cat([y, self.few], 1),
+        lambda self, y: torch.cat([self.few, y, (self.few > 0).int()], 1),
+        lambda self, y: torch.stack([y, self.many], 1),
+        lambda self, y: y @ self.many,
+    ],
+)
+def test_a_constant_beside_values(function, tmp_path):
+    network, image = Constant(function).eval(), torch.randn(1, 3, 8, 8)
+    export_file(capture(network, image), tmp_path / "x.tflite")
+    with torch.inference_mode():
+        wanted = network(image).numpy()
+    np.testing.assert_allclose(LitertRuntime(tmp_path / "x.tflite")(image.numpy()), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda _, y: torch.cat([y, y[:, :0]], 1), "an empty value is not written"),
+        (lambda _, y: torch.cat([y, y.new_zeros(0)], 1), "empty"),
+        (lambda self, y: y + self.many.expand(y.shape[0], -1, -1, -1), "what is computed of constants alone"),
+    ],
+)
+def test_empty_values_and_constants_alone(function, words, tmp_path):
+    with pytest.raises(InputError, match=words):
+        export_file(capture(Constant(function).eval(), torch.randn(2, 3, 8, 8)), tmp_path / "x.tflite")

@@ -1,7 +1,9 @@
 """Files for ncnn: the integers in them, what is found in them, and what can't be written or read."""
 
+import errno
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +202,35 @@ def test_damaged_files(copied, read):
         read(copied)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "0 0",
+        "1 0\nInput a 0 0",
+        "1 2\nInput a 0 2 a b",
+        "2 2\nInput a 0 1 a\nInput b 1 1 a b",
+        "1 1\nInput a 0 1 a 0=abc",
+        "1 1\nInput a 0 1 a 0=2.5",
+        "1 1\nInput a 0 1 a 0",
+        "1 1\nInput a 0 1 a -23300=2,1",
+        "2 2\nInput a 0 1 a\nConvolution c 1 1 a b 8=x",
+        "2 2\nInput a 0 1 a\nConvolutionDepthWise c 1 1 a b 8=1 7=2,2",
+        "2 2\nInput a 0 1 a\nInnerProduct c 1 1 a b 8=",
+        "2 2\nInput a 0 1 a\nReLU r 1 1 b b",
+        "1 0\nInput a -1 1",
+        "x y\nInput a 0 1 a",
+        "1 1\nInput a",
+    ],
+)
+def test_layers_that_make_no_network(lines, tmp_path):
+    file = tmp_path / "x.param"
+    file.write_text(f"7767517\n{lines}\n")
+    file.with_suffix(".bin").touch()
+    for read in (read_ncnn, NcnnRuntime, lambda path: repquant.check(path, "ncnn")):
+        with pytest.raises(InputError, match=r"x\.param is no \.param file of ncnn, or is damaged"):
+            read(file)
+
+
 def test_numbers_of_another_tool_that_are_cut_off(tmp_path):
     file = tmp_path / "x.param"
     file.write_text("7767517\n2 2\nInput a 0 1 a 0=2 1=2 2=4\nConvolution c 1 1 a b 0=4 1=1 6=16\n")
@@ -237,6 +268,47 @@ def test_a_file_of_somebody_else_beside_it_is_not_replaced(int8, tmp_path):
     beside.unlink()
     for _ in range(2):  # one's own is
         int8.save(tmp_path / "model.param")
+
+
+@pytest.mark.parametrize("write", ["write_text", "write_bytes"])
+def test_a_full_disk_leaves_the_earlier_pair(copied, monkeypatch, write):
+    """Half a pair can't be read, so the one before must not go while the new one is being written."""
+    before = {file: file.read_bytes() for file in copied.parent.iterdir()}
+
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, write, full)
+    with pytest.raises(OSError, match=r"No space left on device: .*copy\.param"):
+        export_file(capture(nn.Conv2d(3, 2, 1).eval(), torch.randn(1, 3, 8, 8)), copied)
+    assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
+    read_ncnn(copied)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda y, constant: torch.cat([y, constant], 1), "a constant beside values is not written"),
+        (lambda y, constant: torch.cat([constant, y], 1), "a constant beside values is not written"),
+        (lambda y, _: torch.cat([y, torch.ones(1, 2, 8, 8)], 1), "a constant beside values is not written"),
+        (lambda y, _: torch.cat([y, y[:, :0]], 1), "an empty value is not written"),
+        (lambda y, constant: y + constant[:, :1], "an operand that is a constant tensor is not written"),
+    ],
+)
+def test_constants_and_empty_values_are_not_left_out(function, words, tmp_path):
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.constant = nn.Buffer(torch.randn(1, 2, 8, 8))
+
+        def forward(self, x):
+            return function(self.conv(x), self.constant)
+
+    graph = capture(Constant().eval(), torch.randn(1, 3, 8, 8))
+    with pytest.raises(InputError, match=words):
+        export_file(graph, tmp_path / "x.param")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_other_targets_and_files(images, int8, tmp_path):

@@ -82,3 +82,41 @@ def test_a_run_of_whole_parts_is_joined_anew():
     torch.testing.assert_close(graph(x), module(x))
     joins = [node for node in graph.graph.nodes if node.target is aten.cat.default]
     assert sorted(len(node.args[0]) for node in joins) == [2, 3]
+
+
+EMPTY = {
+    "at the end": lambda x: x.split((4, 6, 0), 1),
+    "in front": lambda x: x.split((0, 4, 6), 1),
+    "slices": lambda x: (x[:, :4], x[:, 4:], x[:, 4:4], x[:, 6:2], x[:, 100:], x[:, -100:-50]),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_parts_stay_and_the_others_are_found(name):
+    class Parted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.boxes, self.scores = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+
+        def forward(self, x):
+            return [part.relu() for part in EMPTY[name](torch.cat([self.boxes(x), self.scores(x)], 1))]
+
+    module, x = Parted().eval(), torch.randn(2, 3, 4, 4)
+    graph = capture(module, x)
+    for expected, actual in zip(module(x), graph(x), strict=True):
+        torch.testing.assert_close(actual, expected)
+    parts = [node for node in graph.graph.nodes if node.target in (operator.getitem, aten.slice.Tensor)]
+    assert all(0 in node.meta["val"].shape for node in parts)
+
+
+def test_an_empty_row_may_be_among_what_is_joined():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return torch.cat([self.conv(x), x.new_zeros(0), self.conv(x)], 1)[:, 4:]
+
+    module, x = Joined().eval(), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(capture(module, x)(x), module(x))

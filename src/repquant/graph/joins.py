@@ -28,6 +28,10 @@ class _Part:
     stop: int
 
     @property
+    def is_empty(self) -> bool:
+        return self.start >= self.stop
+
+    @property
     def is_whole(self) -> bool:
         return self.start == 0 and self.stop == self.source.meta["val"].shape[self.dim]
 
@@ -41,7 +45,7 @@ def part_joins(graph: fx.Graph) -> None:
     """Let those who read a part of a concatenation read what was concatenated, in place, where parts are whole."""
     for node in list(graph.nodes):
         part = _read_by(node)
-        if part is not None and not part.is_whole:
+        if part is not None and not part.is_whole and not part.is_empty:
             with graph.inserting_before(node):
                 found = _found(graph, part)
             if found is not None:
@@ -82,8 +86,10 @@ def _found(graph: fx.Graph, part: _Part) -> fx.Node | None:
     if source.target is aten.cat.default:
         values = arguments(source)
         joined, pieces = values["dim"] % source.meta["val"].ndim, list(values["tensors"])
+        if any(piece.meta["val"].ndim != source.meta["val"].ndim for piece in pieces):
+            return None  # torch also takes empty rows, whatever the shape of the others
         chosen = [_found(graph, piece) for piece in (_chosen(part, pieces) if joined == dim else map(part.of, pieces))]
-        if None in chosen:
+        if not chosen or None in chosen:
             return None
         if len(chosen) == 1:
             return chosen[0]
@@ -106,7 +112,7 @@ def _chosen(part: _Part, pieces: list[fx.Node]) -> list[_Part]:
     offset, chosen = 0, []
     for piece in pieces:
         own = part.of(piece, offset)
-        if own.start < own.stop:
+        if not own.is_empty:
             chosen.append(own)
         offset += piece.meta["val"].shape[part.dim]
     return chosen

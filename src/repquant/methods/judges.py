@@ -58,6 +58,10 @@ def figure_of(metric: Metric, network: Callable[..., Any]) -> float:
         number = float(figure)
     except (TypeError, ValueError):
         raise InputError(f"the metric returned {shortened(repr(figure))}; it has to return one number") from None
+    except OverflowError:  # of whole numbers, which Python may refuse to print as well
+        raise InputError(
+            "the metric returned a number too large for a float; it has to return a finite number"
+        ) from None
     if not isfinite(number):
         raise InputError(f"the metric returned {number}; it has to return a finite number")
     return number

@@ -15,6 +15,14 @@ from repquant.errors import InputError
 MAGIC = "7767517"
 _SEAL = "repquant_"
 _ARRAY = -23300
+_OF_CONVOLUTIONS = (0, 1, 2, 3, 6, 7, 8, 11, 12, 13)
+_WHOLE = {
+    "Input": (0, 1, 2),
+    "Convolution": _OF_CONVOLUTIONS,
+    "ConvolutionDepthWise": _OF_CONVOLUTIONS,
+    "InnerProduct": (8,),
+}
+"""Kind of a layer -> its settings that are read here and in `targets.ncnn`, all of them whole numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +44,7 @@ class NcnnLayer:
     settings: Mapping[int, str]
 
     def setting(self, number: int, default: int = 0) -> int:
-        """Return a setting that is a whole number."""
+        """Return a setting that is a whole number: of a layer that was read, one of those in `_WHOLE`."""
         return int(self.settings.get(number, default))
 
 
@@ -45,7 +53,7 @@ class NcnnNetwork:
     """The layers of a file, in their order.
 
     Attributes:
-        layers: as the file has them.
+        layers: as the file has them, at least one.
     """
 
     layers: tuple[NcnnLayer, ...]
@@ -86,11 +94,12 @@ def read_ncnn(path: Path) -> NcnnNetwork:
             raise InputError(f"{file} does not exist; ncnn needs two files, {path.name} and {numbers_of(path).name}")
     try:
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        assert lines[0] == [MAGIC]
+        _require(lines[0] == [MAGIC])
         layers = tuple(map(_layer, lines[2:]))
-        assert [int(count) for count in lines[1]] == [len(layers), sum(len(layer.writes) for layer in layers)]
+        _require([int(count) for count in lines[1]] == [len(layers), sum(len(layer.writes) for layer in layers)])
+        _require(len(layers) > 0)
         _require_order(layers)
-    except (AssertionError, IndexError, ValueError) as error:
+    except (IndexError, ValueError) as error:
         raise InputError(f"{path} is no .param file of ncnn, or is damaged; write it again") from error
     seals = [layer.name for layer in layers if layer.name.startswith(_SEAL)]
     if seals and seals[0] != seal(numbers_of(path).read_bytes()):
@@ -101,18 +110,32 @@ def read_ncnn(path: Path) -> NcnnNetwork:
     return NcnnNetwork(layers=layers)
 
 
+def _require(is_so: bool) -> None:
+    """Accept what holds in every file.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not is_so:
+        raise ValueError
+
+
 def _layer(words: list[str]) -> NcnnLayer:
     reads, writes = int(words[2]), int(words[3])
     blobs, settings = words[4 : 4 + reads + writes], words[4 + reads + writes :]
-    assert min(reads, writes) >= 0
-    assert len(blobs) == reads + writes
-    return NcnnLayer(
+    _require(min(reads, writes) >= 0)
+    _require(len(blobs) == reads + writes)
+    layer = NcnnLayer(
         kind=words[0],
         name=words[1],
         reads=tuple(blobs[:reads]),
         writes=tuple(blobs[reads:]),
         settings=dict(map(_setting, settings)),
     )
+    _require(layer.kind != "Input" or (reads, writes) == (0, 1))
+    for number in _WHOLE.get(layer.kind, ()):
+        layer.setting(number)
+    return layer
 
 
 def _setting(text: str) -> tuple[int, str]:
@@ -120,7 +143,7 @@ def _setting(text: str) -> tuple[int, str]:
     if int(number) > _ARRAY:
         return int(number), value
     count, *elements = value.split(",")
-    assert int(count) == len(elements)
+    _require(int(count) == len(elements))
     return _ARRAY - int(number), ",".join(elements)
 
 
@@ -128,9 +151,9 @@ def _require_order(layers: tuple[NcnnLayer, ...]) -> None:
     """Accept layers each of which reads what one in front of it has written, once: ncnn takes anything."""
     written: set[str] = set()
     for layer in layers:
-        assert written.issuperset(layer.reads)
+        _require(written.issuperset(layer.reads))
         written.difference_update(layer.reads)
-        assert not written.intersection(layer.writes)
+        _require(not written.intersection(layer.writes))
         written.update(layer.writes)
 
 

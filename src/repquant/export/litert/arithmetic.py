@@ -55,7 +55,7 @@ def _sides(node: fx.Node) -> tuple[Any, Any]:
 
 def write_matmul(scope: Scope, node: fx.Node) -> Value:
     """Write a matrix product of two values in float; those of a `QuantizedMatmul` are rounded first."""
-    left, right = (scope.value(entry) for entry in node.args[:2])
+    left, right = (scope.given(entry) for entry in node.args[:2])
     if node.op == "call_module":
         product = scope.graph.get_submodule(str(node.target))
         assert isinstance(product, QuantizedMatmul)

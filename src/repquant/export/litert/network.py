@@ -185,6 +185,8 @@ def _write(scope: Scope, node: fx.Node, wanted: Callable[[fx.Node], Quantization
     """Write a node, and the clip behind it where nobody else reads it."""
     if node.op == "get_attr" or not holds_floats(node):
         return
+    if any(isinstance(size, int) and size == 0 for size in getattr(node.meta["val"], "shape", ())):
+        raise unwritable(node, "an empty value is not written to files for litert")
     module = scope.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, FakeQuantize):
         scope.values[node] = scope.writer.on_grid(scope.value(node.args[0]), quantization(module))

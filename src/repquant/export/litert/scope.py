@@ -13,6 +13,7 @@ from torch import fx
 from repquant.errors import InputError
 from repquant.export.litert.flat_file import Quantization
 from repquant.export.litert.values import CHANNELS_LAST, Value, Writer
+from repquant.export.refusals import unwritable
 from repquant.graph.arguments import arguments
 from repquant.graph.operators import operands
 from repquant.simulation.layers import FakeQuantize
@@ -42,9 +43,32 @@ class Scope:
         assert isinstance(value, Value)
         return value
 
+    def given(self, node: Any) -> Value:
+        """Return the same, or the tensor of a constant in float32.
+
+        Raises:
+            InputError: the node gives no floats and is no constant, or an empty one.
+        """
+        if node in self.values:
+            return self.value(node)
+        if node.op != "get_attr":
+            raise unwritable(node, "it gives no floats")
+        array = self.constant(node).astype(np.float32)
+        if array.size == 0:
+            raise unwritable(node, "an empty constant is not written to files for litert")
+        tensor = self.writer.constant("constant", array)
+        return Value(tensor, array.shape, tuple(range(array.ndim)), None, None)
+
     def operands(self, node: fx.Node) -> list[Value]:
-        """Return what an operator or a layer computes with, without constants."""
-        return [self.value(operand) for operand in operands(node)]
+        """Return what an operator or a layer computes with, without constants.
+
+        Raises:
+            InputError: it computes with constants alone.
+        """
+        found = [self.value(operand) for operand in operands(node)]
+        if not found:
+            raise unwritable(node, "what is computed of constants alone is not written to files for litert")
+        return found
 
     def form(self, value: Any) -> tuple[tuple[int, ...], int | None]:
         """Return the sizes of a traced value's axes, and which of them is as long as the batch.

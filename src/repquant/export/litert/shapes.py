@@ -138,8 +138,8 @@ def pad_with(scope: Scope, node: fx.Node) -> Value:
 
 
 def join(scope: Scope, node: fx.Node) -> Value:
-    """Write `cat` and `stack`: on the grid of all operands, or in float."""
-    values = scope.operands(node)
+    """Write `cat` and `stack`: on the grid of all operands, or in float where they differ or one is a constant."""
+    values = [scope.given(tensor) for tensor in argument(node, "tensors")]
     dim, (sizes, free) = argument(node, "dim") % len(node.meta["val"].shape), scope.form(node.meta["val"])
     if node.target is aten.stack.default:
         values = [scope.writer.reshaped(value, (*sizes[:dim], 1, *sizes[dim + 1 :]), free) for value in values]

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from repquant.atomic import replace_file
+from repquant.atomic import replace_files
 from repquant.errors import InputError
 from repquant.export.file_batch import file_batch
 from repquant.export.ncnn.clips import NO_LIMITS, clip_behind, limits_of
@@ -31,7 +31,7 @@ def export_ncnn(
 ) -> int:
     """Write a captured network for ncnn, and return the size of both files in bytes.
 
-    Each file appears only when it is complete. That with the layers says which numbers belong to it.
+    Both appear only when both are complete. The one with the layers says which numbers belong to it.
 
     Args:
         graph: from `capture`, or simulated for the target `ncnn`, on the CPU.
@@ -53,10 +53,9 @@ def export_ncnn(
     if beside.exists() and not path.exists():
         raise InputError(f"{beside} exists and belongs to no .param file; it is not replaced: choose another name")
     text, numbers = ncnn_content(graph, inputs, outputs)
-    with replace_file(path) as temporary:  # first: it says which numbers it needs
-        temporary.write_text(text, encoding="utf-8")
-    with replace_file(beside) as temporary:
-        temporary.write_bytes(numbers)
+    with replace_files(path, beside) as (layers, weights):  # the first one says which numbers it needs
+        layers.write_text(text, encoding="utf-8")
+        weights.write_bytes(numbers)
     return len(text.encode()) + len(numbers)
 
 

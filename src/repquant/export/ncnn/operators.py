@@ -146,8 +146,13 @@ def write_nearest(scope: Scope, node: fx.Node) -> Value:
 
 def write_concat(scope: Scope, node: fx.Node) -> Value:
     """Write values side by side: in int8 along channels where all are on one grid, else in float."""
-    values, sizes = scope.operands(node), sizes_of(node)
+    tensors, sizes = arguments(node)["tensors"], sizes_of(node)
+    if any(tensor not in scope.values for tensor in tensors):
+        raise unwritable(node, "a constant beside values is not written to files for ncnn")
+    values = [scope.values[tensor] for tensor in tensors]
     axis, steps = _axis(node, len(sizes)), {value.step for value in values}
+    if sum(value.sizes[axis] for value in values) != sizes[axis]:
+        raise unwritable(node, "values whose sizes do not add up are not written to files for ncnn")
     if len(steps) > 1 or axis > 0:
         values, steps = [scope.writer.as_float(value) for value in values], {None}
     return scope.writer.emit("Concat", node.name, values, sizes, {0: axis}, step=steps.pop())

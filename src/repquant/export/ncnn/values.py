@@ -112,8 +112,15 @@ class Scope:
     values: dict[fx.Node, Value]
 
     def operands(self, node: fx.Node) -> list[Value]:
-        """Return what an operator or a layer computes with, without constants."""
-        return [self.values[operand] for operand in operands(node)]
+        """Return what an operator or a layer computes with, without constants.
+
+        Raises:
+            InputError: it computes with constants alone.
+        """
+        found = [self.values[operand] for operand in operands(node)]
+        if not found:
+            raise unwritable(node, "what is computed of constants alone is not written to files for ncnn")
+        return found
 
     def floats(self, node: fx.Node) -> list[Value]:
         """Return the same in float."""
@@ -124,10 +131,13 @@ def sizes_of(node: fx.Node) -> tuple[int, ...]:
     """Return the sizes of the axes of a node's value without the first one, the images.
 
     Raises:
-        InputError: the images are along another axis, or there are more axes than ncnn's blobs have.
+        InputError: the images are along another axis, the value is empty, or there are more axes than ncnn's blobs
+            have.
     """
     shape = node.meta["val"].shape
     sizes = shape[1:]
+    if 0 in sizes:
+        raise unwritable(node, "an empty value is not written to files for ncnn")
     if not 1 <= len(sizes) <= _MOST_AXES or not all(isinstance(size, int) for size in sizes):
         shown = " x ".join(map(str, shape))
         raise unwritable(node, f"it gives {shown}, and a file for ncnn holds one image of one to three axes")
