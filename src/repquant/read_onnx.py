@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,8 @@ def read_onnx(path: str | PathLike[str], *, example: Any = None) -> nn.Module:
     are several. Layers have the names that the file gives them. It takes any batch; a file that was exported for one
     size does too, unless it computes with that size.
 
-    Where ONNX Runtime is installed, both are run once and their outputs compared; not those of a file that selects
-    (ArgMax, TopK), where a difference in the last digit swaps what is selected.
+    Where ONNX Runtime is installed, both are run once and their outputs compared; not those that follow from a
+    selection (ArgMax, TopK), where a difference in the last digit swaps what is selected.
 
     Args:
         path: an .onnx file of opset 13 to 22 in float32, with the files beside it that hold its tensors.
@@ -50,8 +50,8 @@ def read_onnx(path: str | PathLike[str], *, example: Any = None) -> nn.Module:
         inputs = _inputs(network, graph, example)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    if "onnxruntime" in installed() and not any(node.op_type in _SELECTIONS for node in graph.nodes):
-        _require_equal(file, network, inputs, is_given=example is not None)
+    if "onnxruntime" in installed():
+        _require_equal(file, network, inputs, _after_selections(graph), is_given=example is not None)
     return network
 
 
@@ -61,13 +61,14 @@ def _inputs(network: OnnxNetwork, graph: OnnxGraph, example: Any) -> Mapping[str
     from torch import Tensor
 
     from repquant.reader.batch import fixed_batch, random_inputs
-    from repquant.reader.names import identifier
+    from repquant.reader.names import identifiers
 
     names, batch = network.program.inputs, fixed_batch(graph)
+    keys = identifiers(names)
     if example is None:
         return random_inputs(graph, batch or 2)
     if isinstance(example, Mapping):
-        given = [example.get(name, example.get(identifier(name))) for name in names]
+        given = [example.get(name, example.get(keys[name])) for name in names]
     else:
         given = [example] if isinstance(example, Tensor) else list(example)
     if len(given) != len(names) or any(value is None for value in given):
@@ -79,7 +80,19 @@ def _inputs(network: OnnxNetwork, graph: OnnxGraph, example: Any) -> Mapping[str
     }
 
 
-def _require_equal(path: Path, network: OnnxNetwork, inputs: Mapping[str, Tensor], *, is_given: bool) -> None:
+def _after_selections(graph: OnnxGraph) -> set[str]:
+    """Return the names of the values that depend on what a node selects."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type in _SELECTIONS or found.intersection(node.input):
+            found.update(node.output)
+    return found
+
+
+def _require_equal(
+    path: Path, network: OnnxNetwork, inputs: Mapping[str, Tensor], swapped: Set[str], *, is_given: bool
+) -> None:
+    """Compare all outputs but those in `swapped`."""
     import torch
 
     from repquant.reader.batch import differs, outputs_of
@@ -97,7 +110,9 @@ def _require_equal(path: Path, network: OnnxNetwork, inputs: Mapping[str, Tensor
             given = outputs_of(network, list(inputs.values()))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    for name, value in zip(expected, given.values(), strict=True):
+    for name, value in given.items():
+        if name in swapped:
+            continue
         difference = differs(torch.as_tensor(expected[name]), value)
         if not difference <= _LARGEST_DIFFERENCE:
             raise InputError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from repquant.errors import InputError
 from repquant.reader.file import inputs_of
-from repquant.reader.names import identifier
+from repquant.reader.names import free_name, names_in
 from repquant.reader.network import OnnxNetwork, make_network
 from repquant.targets.onnx_graph import OnnxGraph, graph_of
 
@@ -75,7 +75,7 @@ def _with_open_shapes(graph: OnnxGraph, batch: int) -> OnnxGraph:
         opened = shape.copy()
         opened[0] = 0
         del node.attribute[:]  # of which there is one, that takes a 0 for a size
-        name = f"{node.output[0]}.shape"
+        name = free_name(f"{node.output[0]}.shape", names_in(model))
         model.graph.initializer.append(numpy_helper.from_array(opened, name))
         node.input[1] = name
     return replace(graph_of(model), shapes=graph.shapes)
@@ -95,11 +95,14 @@ def _takes_twice(network: OnnxNetwork, graph: OnnxGraph, batch: int) -> bool:
 
 
 def outputs_of(network: OnnxNetwork, inputs: list[Tensor]) -> dict[str, Tensor]:
-    """Return what a network gives, by the names of the outputs."""
-    given = network(*inputs)
-    return {identifier(network.program.outputs[0]): given} if isinstance(given, Tensor) else given
+    """Return what a network gives, by the names of the outputs in the file."""
+    given, names = network(*inputs), network.program.outputs
+    if isinstance(given, Tensor):
+        return {names[0]: given}
+    return dict(zip(names, given.values(), strict=True))
 
 
+@torch.no_grad()
 def differs(expected: Tensor, given: Tensor) -> float:
     """Return the largest difference as a share of the largest expected value; infinity for other shapes."""
     if expected.shape != given.shape:

@@ -1,7 +1,7 @@
 """A node of a file as a call of a torch function."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -31,6 +31,7 @@ class Step:
         function: what computes it.
         attributes: by name.
         numbers: places of the inputs that have to be known before anything is computed.
+        needed: number of outputs up to the last one that is read.
     """
 
     node: NodeProto
@@ -38,6 +39,7 @@ class Step:
     function: Callable[..., Any] | None
     attributes: Mapping[str, Any]
     numbers: frozenset[int]
+    needed: int
 
     def run(self, inputs: Sequence[Value], known: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Value]:
         """Return what the node gives, by name.
@@ -52,6 +54,8 @@ class Step:
         """
         try:
             results = self._computed(inputs, known, device)
+            if len(results) < self.needed:
+                raise InputError(f"its output {self.needed} is read, and only {len(results)} can be computed")
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(f"{self.node.op_type} {shortened(node_name(self.node))}: {lines[0]}") from error
@@ -86,8 +90,8 @@ def _are_numbers(values: Sequence[Value]) -> TypeGuard[Sequence[NDArray[Any] | N
     )
 
 
-def make_step(node: NodeProto, opset: int) -> Step:
-    """Return the step for a node.
+def make_step(node: NodeProto, opset: int, read: Collection[str]) -> Step:
+    """Return the step for a node; `read` holds the names of the values that are read.
 
     Raises:
         InputError: an attribute or input that the table's function does not have.
@@ -107,7 +111,8 @@ def make_step(node: NodeProto, opset: int) -> Step:
         numbers = frozenset(place for place, each in enumerate(parameters) if is_known(each.annotation))
     else:
         assert node.op_type in ONLY_NUMBERS
-    return Step(node=node, opset=opset, function=function, attributes=attributes, numbers=numbers)
+    needed = max((place for place, name in enumerate(node.output, 1) if name in read), default=0)
+    return Step(node=node, opset=opset, function=function, attributes=attributes, numbers=numbers, needed=needed)
 
 
 def _value(value: Any) -> Any:
