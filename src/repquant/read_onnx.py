@@ -96,8 +96,17 @@ def _require_equal(
     import torch
 
     from repquant.reader.batch import differs, outputs_of
+    from repquant.reader.limits import TooManyElementsError
     from repquant.runtimes.onnxruntime import OnnxRuntime
 
+    given, failure = {}, None
+    try:
+        with torch.no_grad():
+            given = outputs_of(network, list(inputs.values()))
+    except TooManyElementsError as error:  # before ONNX Runtime makes them
+        raise InputError(f"{path}: {error}") from error
+    except InputError as error:
+        failure = error
     runtime = OnnxRuntime(path)
     try:
         expected = runtime.run({name: value.numpy() for name, value in inputs.items()})
@@ -105,11 +114,8 @@ def _require_equal(
         if is_given:
             raise
         return
-    try:
-        with torch.no_grad():
-            given = outputs_of(network, list(inputs.values()))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+    if failure is not None:
+        raise InputError(f"{path}: {failure}") from failure
     for name, value in given.items():
         if name in swapped:
             continue

@@ -163,3 +163,51 @@ def test_outputs_before_a_selection_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr("repquant.reader.batch.OnnxNetwork.run", lambda *_: {"y": torch.zeros(3, 4), "place": None})
     with pytest.raises(InputError, match="output y differs from that of ONNX Runtime"):
         rq.read_onnx(path)
+
+
+def growing(kind, *numbers, of="x", **attributes):
+    names = [f"c{place}" if value is not None else "" for place, value in enumerate(numbers)]
+    constants = {f"c{place}": value for place, value in enumerate(numbers) if value is not None}
+    given = [of, *names] if of else names
+    nodes = [helper.make_node(kind, given, ["grown"], **attributes), helper.make_node("ReduceSum", ["grown"], ["sum"])]
+    nodes.append(helper.make_node("Add", ["x", "sum"], ["y"]))
+    return nodes, constants | {"k": np.ones((1, 1, 1, 1), np.float32)}
+
+
+LARGE = 300_000_000
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        growing("ConstantOfShape", np.array([LARGE]), of=""),
+        growing("ConstantOfShape", np.array([10**6, 10**6]), of=""),
+        growing("Expand", np.array([LARGE, 1, 1, 1]), of="k"),
+        growing("Tile", np.array([1, 1, LARGE, 1]), of="k"),
+        growing("Range", np.float32(0), np.float32(LARGE), np.float32(1), of=""),
+        growing("Pad", np.array([0, 0, 0, 0, 0, 0, 0, LARGE])),
+        growing("Resize", None, np.float32([1, 1, 30_000, 30_000])),
+        growing("Resize", None, None, np.array([1, 1, 30_000, 30_000])),
+    ],
+)
+@pytest.mark.parametrize("is_compared", [True, False])
+def test_a_small_file_makes_no_large_tensors(nodes, constants, is_compared, tmp_path, monkeypatch):
+    if not is_compared:
+        monkeypatch.setattr("repquant.runtimes.available.installed", dict)
+    image = np.ones((1, 1, 2, 2), np.float32)
+    path = save(model_of(nodes, {"x": image}, constants), tmp_path / "large.onnx")
+    with pytest.raises(InputError, match=r"large.onnx: .*allowed are at most 268435456"):
+        rq.read_onnx(path)
+
+
+def test_what_is_larger_than_the_file_but_not_large_is_read(tmp_path):
+    nodes, constants = growing("ConstantOfShape", np.array([5000, 5000]), of="")
+    path = save(model_of(nodes, {"x": X}, constants), tmp_path / "mask.onnx")
+    assert torch.equal(rq.read_onnx(path)(torch.from_numpy(X)), torch.from_numpy(X))
+
+
+def test_an_input_that_is_declared_too_large(tmp_path):
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], {"x": X})
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 10**12
+    with pytest.raises(InputError, match=r"input x has the sizes \[3, 1000000000000\]; allowed are at most 67108864"):
+        rq.read_onnx(save(model, tmp_path / "input.onnx"))

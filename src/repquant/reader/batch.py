@@ -1,5 +1,6 @@
 """Files for one size of batch, read as files for any where that changes nothing."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,8 +8,9 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.reader.file import inputs_of
+from repquant.reader.limits import MOST_GIVEN, TooManyElementsError
 from repquant.reader.names import free_name, names_in
 from repquant.reader.network import OnnxNetwork, make_network
 from repquant.targets.onnx_graph import OnnxGraph, graph_of
@@ -43,7 +45,7 @@ def random_inputs(graph: OnnxGraph, batch: int, seed: int = 0) -> Mapping[str, T
     """Return an input for each name: floats are normal numbers, integers and truth values are 1.
 
     Raises:
-        InputError: an input without a shape.
+        InputError: an input without a shape, or one that is too large.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
@@ -52,6 +54,10 @@ def random_inputs(graph: OnnxGraph, batch: int, seed: int = 0) -> Mapping[str, T
         if not shape:
             raise InputError(f"input {value.name} has no shape in the file")
         sizes = [batch, *(size if isinstance(size, int) else OPEN for size in shape[1:])]
+        if math.prod(sizes) > MOST_GIVEN:
+            raise TooManyElementsError(
+                f"input {shortened(value.name)} has the sizes {sizes}; allowed are at most {MOST_GIVEN} elements"
+            )
         kind = value.type.tensor_type.elem_type
         if kind == TensorProto.FLOAT:
             inputs[value.name] = torch.randn(sizes, generator=generator)
@@ -90,6 +96,8 @@ def _takes_twice(network: OnnxNetwork, graph: OnnxGraph, batch: int) -> bool:
         return all(
             differs(torch.cat([outputs[name] for outputs in apart]), value) < _EQUAL for name, value in together.items()
         )
+    except TooManyElementsError:
+        raise
     except (InputError, RuntimeError):
         return False
 

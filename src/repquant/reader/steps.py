@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repquant.errors import InputError, shortened
 from repquant.reader import sizes
+from repquant.reader.limits import TooManyElementsError, require_small
 from repquant.reader.operators import ONLY_NUMBERS, OPERATORS
 from repquant.reader.values import Value, as_tensor, is_known
 from repquant.targets.onnx_graph import node_name
@@ -50,7 +51,7 @@ class Step:
             device: where tensors are made of numbers.
 
         Raises:
-            InputError: it can't be computed; the message names the node.
+            InputError: it can't be computed; the message names the node. `TooManyElementsError` where it makes too many.
         """
         try:
             results = self._computed(inputs, known, device)
@@ -58,13 +59,15 @@ class Step:
                 raise InputError(f"its output {self.needed} is read, and only {len(results)} can be computed")
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"{self.node.op_type} {shortened(node_name(self.node))}: {lines[0]}") from error
+            kind = TooManyElementsError if isinstance(error, TooManyElementsError) else InputError
+            raise kind(f"{self.node.op_type} {shortened(node_name(self.node))}: {lines[0]}") from error
         return dict(zip(self.node.output, results, strict=False))
 
     def _computed(
         self, inputs: Sequence[Value], known: Mapping[str, NDArray[Any]], device: torch.device
     ) -> Sequence[Value]:
         numbers = [known.get(name, value) for name, value in zip(self.node.input, inputs, strict=True)]
+        require_small(self.node.op_type, numbers, self.attributes)
         if _are_numbers(numbers) and (self.function is None or sizes.can_compute(self.node, numbers)):
             return sizes.compute(self.node, self.opset, numbers, self.attributes)
         if self.function is None:
