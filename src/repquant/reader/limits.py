@@ -68,7 +68,7 @@ def _constant(shape: Any, **_: Any) -> int:
 def _range(start: Any, limit: Any, delta: Any) -> float:
     if any(value.dtype == object for value in (start, limit, delta)) or not delta.item():
         return 0
-    return max((limit.item() - start.item()) // delta.item(), 0)
+    return max(float((limit.item() - start.item()) // delta.item()), 0.0)
 
 
 def _expand(own: list[int], shape: Any) -> int:

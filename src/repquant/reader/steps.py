@@ -51,7 +51,8 @@ class Step:
             device: where tensors are made of numbers.
 
         Raises:
-            InputError: it can't be computed; the message names the node. `TooManyElementsError` where it makes too many.
+            InputError: it can't be computed; the message names the node.
+            TooManyElementsError: it makes too many.
         """
         try:
             results = self._computed(inputs, known, device)
