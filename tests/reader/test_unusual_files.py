@@ -154,14 +154,23 @@ def test_rows_of_a_matrix_counted_from_its_end(tmp_path):
     assert torch.equal(network(torch.from_numpy(X), torch.from_numpy(indices)), torch.from_numpy(X[indices]))
 
 
-def test_outputs_before_a_selection_are_compared(tmp_path, monkeypatch):
-    nodes = [helper.make_node("Sigmoid", ["x"], ["y"]), helper.make_node("ArgMax", ["y"], ["place"], axis=1)]
-    model = model_of(nodes, {"x": X})
-    model.graph.output.insert(0, helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+@pytest.mark.parametrize("is_output", [True, False])
+@pytest.mark.parametrize("selection", ["ArgMax", "TopK"])
+def test_what_a_selection_reads_is_compared(selection, is_output, tmp_path, monkeypatch):
+    nodes = [helper.make_node("Mish", ["x"], ["y"])]
+    if selection == "ArgMax":
+        nodes.append(helper.make_node("ArgMax", ["y"], ["place"], axis=1))
+    else:
+        nodes.append(helper.make_node("TopK", ["y", "k"], ["most", "place"], axis=1))
+    nodes.append(helper.make_node("Identity", ["place"], ["z"]))
+    model = model_of(nodes, {"x": X}, {"k": np.array([2])} if selection == "TopK" else {})
+    if is_output:
+        model.graph.output.insert(0, helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
     path = save(onnx.shape_inference.infer_shapes(model), tmp_path / "selection.onnx")
-    assert len(rq.read_onnx(path)(torch.from_numpy(X))) == 2
-    monkeypatch.setattr("repquant.reader.batch.OnnxNetwork.run", lambda *_: {"y": torch.zeros(3, 4), "place": None})
-    with pytest.raises(InputError, match="output y differs from that of ONNX Runtime"):
+    result = rq.read_onnx(path)(torch.from_numpy(X))
+    assert isinstance(result, dict) == is_output
+    monkeypatch.setattr(torch.nn.functional, "mish", lambda x: 2 * x)
+    with pytest.raises(InputError, match=f"{'output' if is_output else 'value'} y differs from that of ONNX Runtime"):
         rq.read_onnx(path)
 
 
