@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from repquant.targets.onnx_graph import OnnxGraph
 
 _LARGEST_DIFFERENCE = 1e-3  # as a share of the largest value of an output
-_SELECTIONS = frozenset({"ArgMax", "TopK"})
 
 
 def read_onnx(path: str | PathLike[str], *, example: Any = None) -> nn.Module:
@@ -26,8 +26,8 @@ def read_onnx(path: str | PathLike[str], *, example: Any = None) -> nn.Module:
     are several. Layers have the names that the file gives them. It takes any batch; a file that was exported for one
     size does too, unless it computes with that size.
 
-    Where ONNX Runtime is installed, both are run once and their outputs compared; not those of a file that selects
-    (ArgMax, TopK), where a difference in the last digit swaps what is selected.
+    Where ONNX Runtime is installed, both are run once and their outputs compared; of those that follow from
+    a selection (ArgMax, TopK) what it selects from, since a difference in the last digit swaps what is selected.
 
     Args:
         path: an .onnx file of opset 13 to 22 in float32, with the files beside it that hold its tensors.
@@ -50,8 +50,8 @@ def read_onnx(path: str | PathLike[str], *, example: Any = None) -> nn.Module:
         inputs = _inputs(network, graph, example)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    if "onnxruntime" in installed() and not any(node.op_type in _SELECTIONS for node in graph.nodes):
-        _require_equal(file, network, inputs, is_given=example is not None)
+    if "onnxruntime" in installed():
+        _require_equal(file, network, graph, inputs, is_given=example is not None)
     return network
 
 
@@ -61,13 +61,14 @@ def _inputs(network: OnnxNetwork, graph: OnnxGraph, example: Any) -> Mapping[str
     from torch import Tensor
 
     from repquant.reader.batch import fixed_batch, random_inputs
-    from repquant.reader.names import identifier
+    from repquant.reader.names import identifiers
 
     names, batch = network.program.inputs, fixed_batch(graph)
+    keys = identifiers(names)
     if example is None:
         return random_inputs(graph, batch or 2)
     if isinstance(example, Mapping):
-        given = [example.get(name, example.get(identifier(name))) for name in names]
+        given = [example.get(name, example.get(keys[name])) for name in names]
     else:
         given = [example] if isinstance(example, Tensor) else list(example)
     if len(given) != len(names) or any(value is None for value in given):
@@ -79,28 +80,42 @@ def _inputs(network: OnnxNetwork, graph: OnnxGraph, example: Any) -> Mapping[str
     }
 
 
-def _require_equal(path: Path, network: OnnxNetwork, inputs: Mapping[str, Tensor], *, is_given: bool) -> None:
+def _require_equal(
+    path: Path, network: OnnxNetwork, graph: OnnxGraph, inputs: Mapping[str, Tensor], *, is_given: bool
+) -> None:
     import torch
 
     from repquant.reader.batch import differs, outputs_of
+    from repquant.reader.limits import TooManyElementsError
+    from repquant.reader.selections import comparable, file_giving, network_giving
     from repquant.runtimes.onnxruntime import OnnxRuntime
 
-    runtime = OnnxRuntime(path)
-    try:
-        expected = runtime.run({name: value.numpy() for name, value in inputs.items()})
-    except InputError:
-        if is_given:
-            raise
+    names = comparable(graph, path)
+    if not names:
         return
+    given, failure = {}, None
     try:
         with torch.no_grad():
-            given = outputs_of(network, list(inputs.values()))
-    except InputError as error:
+            given = outputs_of(network_giving(network, names), list(inputs.values()))
+    except TooManyElementsError as error:  # before ONNX Runtime makes them
         raise InputError(f"{path}: {error}") from error
-    for name, value in zip(expected, given.values(), strict=True):
+    except InputError as error:
+        failure = error
+    with tempfile.TemporaryDirectory() as folder:
+        runtime = OnnxRuntime(file_giving(path, names, Path(folder)))
+        try:
+            expected = runtime.run({name: value.numpy() for name, value in inputs.items()})
+        except InputError:
+            if is_given:
+                raise
+            return
+    if failure is not None:
+        raise InputError(f"{path}: {failure}") from failure
+    for name, value in given.items():
         difference = differs(torch.as_tensor(expected[name]), value)
+        kind = "output" if name in network.program.outputs else "value"
         if not difference <= _LARGEST_DIFFERENCE:
             raise InputError(
-                f"{path} was read, and then output {shortened(name)} differs from that of ONNX Runtime by "
+                f"{path} was read, and then {kind} {shortened(name)} differs from that of ONNX Runtime by "
                 f"{difference:.1e} of its largest value; please report this, and quantize the network in PyTorch"
             )

@@ -137,6 +137,9 @@ CASES = {
     "relu": ("Relu", IMAGE, [], {}),
     "reshape": ("Reshape", IMAGE, [whole(0, 8, -1)], {}),
     "resize": ("Resize", IMAGE, [None, np.float32([1, 1, 2, 2])], {"mode": "nearest"}),
+    "resize, rounded up": (
+        "Resize", IMAGE, [None, np.float32([1, 1, 3, 4])], {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
+    ),
     "resize, asymmetric": (
         "Resize", IMAGE, [None, None, whole(2, 4, 9, 12)],
         {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
@@ -253,6 +256,10 @@ def test_an_operator_with_two_outputs(kind, more, attributes, tmp_path):
         ("Resize", [None, np.float32([1, 2, 1, 1])], {}, "resizes the batch or the channels"),
         ("Resize", [None, np.float32([1, 1, 2, 2])], {"antialias": 1, "mode": "linear"}, "with smoothing"),
         ("Resize", [None, np.float32([1, 1, 1.5, 2])], {}, "which torch has not"),
+        ("Resize", [None, np.float32([1, 1, 2, 2])], {"nearest_mode": "floor"}, "which torch has not"),
+        ("Resize", [None, np.float32([1, 1, 2, 2])], {"nearest_mode": "ceil"}, "which torch has not"),
+        ("Resize", [None, np.float32([1, 1, 2, 2])], {"mode": "cubic", "cubic_coeff_a": -0.5}, "allowed is -0.75"),
+        ("LRN", [], {"size": 4}, "allowed are odd ones"),
         ("CumSum", [np.int64(1)], {"reverse": 1}, "in reverse"),
         ("ArgMax", [], {"select_last_index": 1}, "last of equal values"),
     ],

@@ -1,5 +1,6 @@
 """Files for one size of batch, read as files for any where that changes nothing."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,9 +8,10 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from repquant.errors import InputError
+from repquant.errors import InputError, shortened
 from repquant.reader.file import inputs_of
-from repquant.reader.names import identifier
+from repquant.reader.limits import MOST_GIVEN, TooManyElementsError
+from repquant.reader.names import free_name, names_in
 from repquant.reader.network import OnnxNetwork, make_network
 from repquant.targets.onnx_graph import OnnxGraph, graph_of
 
@@ -43,7 +45,7 @@ def random_inputs(graph: OnnxGraph, batch: int, seed: int = 0) -> Mapping[str, T
     """Return an input for each name: floats are normal numbers, integers and truth values are 1.
 
     Raises:
-        InputError: an input without a shape.
+        InputError: an input without a shape, or one that is too large.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
@@ -52,6 +54,10 @@ def random_inputs(graph: OnnxGraph, batch: int, seed: int = 0) -> Mapping[str, T
         if not shape:
             raise InputError(f"input {value.name} has no shape in the file")
         sizes = [batch, *(size if isinstance(size, int) else OPEN for size in shape[1:])]
+        if math.prod(sizes) > MOST_GIVEN:
+            raise TooManyElementsError(
+                f"input {shortened(value.name)} has the sizes {sizes}; allowed are at most {MOST_GIVEN} elements"
+            )
         kind = value.type.tensor_type.elem_type
         if kind == TensorProto.FLOAT:
             inputs[value.name] = torch.randn(sizes, generator=generator)
@@ -75,7 +81,7 @@ def _with_open_shapes(graph: OnnxGraph, batch: int) -> OnnxGraph:
         opened = shape.copy()
         opened[0] = 0
         del node.attribute[:]  # of which there is one, that takes a 0 for a size
-        name = f"{node.output[0]}.shape"
+        name = free_name(f"{node.output[0]}.shape", names_in(model))
         model.graph.initializer.append(numpy_helper.from_array(opened, name))
         node.input[1] = name
     return replace(graph_of(model), shapes=graph.shapes)
@@ -90,16 +96,21 @@ def _takes_twice(network: OnnxNetwork, graph: OnnxGraph, batch: int) -> bool:
         return all(
             differs(torch.cat([outputs[name] for outputs in apart]), value) < _EQUAL for name, value in together.items()
         )
+    except TooManyElementsError:
+        raise
     except (InputError, RuntimeError):
         return False
 
 
 def outputs_of(network: OnnxNetwork, inputs: list[Tensor]) -> dict[str, Tensor]:
-    """Return what a network gives, by the names of the outputs."""
-    given = network(*inputs)
-    return {identifier(network.program.outputs[0]): given} if isinstance(given, Tensor) else given
+    """Return what a network gives, by the names of the outputs in the file."""
+    given, names = network(*inputs), network.program.outputs
+    if isinstance(given, Tensor):
+        return {names[0]: given}
+    return dict(zip(names, given.values(), strict=True))
 
 
+@torch.no_grad()
 def differs(expected: Tensor, given: Tensor) -> float:
     """Return the largest difference as a share of the largest expected value; infinity for other shapes."""
     if expected.shape != given.shape:

@@ -11,6 +11,7 @@ from onnxscript import optimizer
 
 from repquant.errors import InputError, shortened
 from repquant.reader.fusions import fused
+from repquant.reader.limits import MOST_GROWN, made
 from repquant.reader.operators import ONLY_NUMBERS, OPERATORS
 from repquant.targets.onnx_graph import OnnxGraph, blaming_the_file, graph_of, node_name, read_graph
 
@@ -55,7 +56,7 @@ def read_float_graph(path: Path) -> OnnxGraph:
         _require_float(path, graph)
         _require_followable(path, graph)
         _require_order(path, graph)
-        graph = fused(_with_constants_as_tensors(path, _folded(graph)))
+        graph = fused(_with_constants_as_tensors(path, _folded(path, graph)))
         _require_known(path, graph)
     if not list(inputs_of(graph)):
         raise InputError(f"{path} takes no inputs, so there is nothing to calibrate")
@@ -76,13 +77,25 @@ def _require_order(path: Path, graph: OnnxGraph) -> None:
             raise InputError(f"{path} is no valid ONNX file: nothing writes its output {shortened(output.name)}")
 
 
-def _folded(graph: OnnxGraph) -> OnnxGraph:
+def _folded(path: Path, graph: OnnxGraph) -> OnnxGraph:
     """Return a graph in which functions are written out and what follows from constants is one."""
     model = ir.serde.deserialize_model(graph.model)
     optimizer.inline(model)
-    optimizer.fold_constants(model, input_size_limit=_MOST_FOLDED, output_size_limit=_MOST_FOLDED)
+    try:
+        optimizer.fold_constants(
+            model, input_size_limit=_MOST_FOLDED, output_size_limit=_MOST_FOLDED, should_fold=_may_be_folded
+        )
+    except MemoryError as error:
+        raise InputError(f"the constants of {path} do not fit in memory") from error
     optimizer.remove_unused_nodes(model)
     return graph_of(ir.serde.serialize_model(model))
+
+
+def _may_be_folded(node: ir.Node) -> bool | None:
+    """Say no to a node of constants that makes far more than the file holds; it is computed, or refused, later."""
+    values = [None if each is None or each.const_value is None else each.const_value.numpy() for each in node.inputs]
+    attributes = {name: entry.value for name, entry in node.attributes.items()}
+    return False if values and made(node.op_type, values, attributes) > MOST_GROWN else None
 
 
 def _with_constants_as_tensors(path: Path, graph: OnnxGraph) -> OnnxGraph:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from repquant.reader.names import layer_path
+from repquant.reader.names import free_name, layer_path, names_in
 from repquant.targets.onnx_graph import OnnxGraph, attribute, graph_of
 
 _Match = tuple[NodeProto, list[NodeProto]]
@@ -28,6 +28,10 @@ def fused(graph: OnnxGraph) -> OnnxGraph:
     model.CopyFrom(graph.model)
     replaced: dict[str, NodeProto] = {}
     dropped: set[str] = set()
+    names = names_in(model)
+    visible = outputs | {value.name for value in graph.model.graph.input}
+    weights: list[TensorProto] = []
+    freed: set[str] = set()
     for node in graph.nodes:
         found = _gated(node, inner) or _gelu(graph, node, inner)
         if found is not None:
@@ -35,8 +39,13 @@ def fused(graph: OnnxGraph) -> OnnxGraph:
             dropped |= {each.output[0] for each in found[1]}
         product = _biased(graph, node, inner)
         if product is not None:
-            made, weight = _linear(graph, node, *product)
-            model.graph.initializer.append(weight)
+            own = product[0].input[1]
+            if len(graph.readers[own]) == 1 and own not in visible:
+                names.discard(own)
+                freed.add(own)
+            made, weight = _linear(graph, node, *product, names)
+            names.add(weight.name)
+            weights.append(weight)
             replaced[node.output[0]] = made
             dropped.add(product[0].output[0])
     nodes = [
@@ -44,6 +53,9 @@ def fused(graph: OnnxGraph) -> OnnxGraph:
     ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in freed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, *weights])
     return replace(graph_of(model), shapes=graph.shapes)  # onnx knows no shapes behind operators that are not its own
 
 
@@ -132,10 +144,12 @@ def _biased(graph: OnnxGraph, node: NodeProto, inner: _Inner) -> tuple[NodeProto
     return None
 
 
-def _linear(graph: OnnxGraph, node: NodeProto, product: NodeProto, bias: str) -> tuple[NodeProto, TensorProto]:
-    """Return the layer, and its weight (O, I)."""
+def _linear(
+    graph: OnnxGraph, node: NodeProto, product: NodeProto, bias: str, names: set[str]
+) -> tuple[NodeProto, TensorProto]:
+    """Return the layer, and its weight (O, I) with a name that none of `names` is."""
     weight = graph.array(product.input[1])
     assert weight is not None
-    name = f"{layer_path(product, [product.input[1], bias])}.weight"
+    name = free_name(f"{layer_path(product, [product.input[1], bias])}.weight", names)
     made = helper.make_node("Linear", [product.input[0], name, bias], node.output, name=product.name)
     return made, numpy_helper.from_array(np.ascontiguousarray(weight.T), name)

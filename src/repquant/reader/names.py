@@ -1,9 +1,10 @@
 """Names of a file as those of Python and of modules."""
 
+import keyword
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from onnx import NodeProto
+from onnx import ModelProto, NodeProto
 from torch import nn
 
 from repquant.targets.onnx_graph import OnnxGraph, node_name
@@ -11,13 +12,34 @@ from repquant.targets.onnx_graph import OnnxGraph, node_name
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "Linear", "MatMul")
 _LAYER = ("", "weight", "bias")
 _DOTTED = r"[A-Za-z_]\w*(\.\w+)+"
-_TAKEN = frozenset(dir(nn.Module()))
+_TAKEN = frozenset(dir(nn.Module())) | {"program", "run"}  # those of `OnnxNetwork`
 
 
-def identifier(name: str) -> str:
-    """Return a name of a file as one of Python."""
-    cleaned = re.sub(r"\W", "_", name)
-    return cleaned if cleaned.isidentifier() else f"_{cleaned}"
+def identifiers(names: Iterable[str]) -> dict[str, str]:
+    """Return names of a file, each with one of Python that no other has and that may name a parameter of a method."""
+    found: dict[str, str] = {}
+    for name in names:
+        cleaned = re.sub(r"\W", "_", name)
+        cleaned = cleaned if cleaned.isidentifier() else f"_{cleaned}"
+        cleaned = f"{cleaned}_" if keyword.iskeyword(cleaned) or cleaned == "self" else cleaned
+        found[name] = free_name(cleaned, found.values())
+    return found
+
+
+def names_in(model: ModelProto) -> set[str]:
+    """Return the names of all values of the main graph."""
+    graph = model.graph
+    named = {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
+    return named.union(*((*node.input, *node.output) for node in graph.node))
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return the first of `name`, `name_1`, `name_2` ... that is not taken."""
+    found, count = name, 0
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    return found
 
 
 def module_path(node: NodeProto) -> str:
@@ -44,6 +66,9 @@ def layer_path(node: NodeProto, constants: Iterable[str]) -> str:
 def constant_path(name: str, graph: OnnxGraph) -> str:
     """Return where a constant is kept: its own name where that is one of a module, else below its first reader's."""
     if not re.fullmatch(_DOTTED, name):
+        if not graph.readers.get(name):  # it is an output
+            cleaned = re.sub(r"\W", "_", name)
+            return f"constants.{cleaned}"
         reader = graph.readers[name][0]
         roles = _LAYER if reader.op_type in _LAYERS else ()
         role = next(iter(roles[list(reader.input).index(name) :]), "constant")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repquant.errors import InputError
 from repquant.graph.names import place
 from repquant.reader.file import inputs_of
-from repquant.reader.names import constant_path, identifier
+from repquant.reader.names import constant_path, identifiers
 from repquant.reader.steps import Step, make_step
 from repquant.reader.values import Value, as_tensor
 from repquant.targets.onnx_graph import OnnxGraph
@@ -70,7 +70,8 @@ class OnnxNetwork(nn.Module):
             arguments = [values[name] if name else None for name in step.node.input]
             values |= step.run(arguments, program.numbers, device)
         results = {name: as_tensor(values[name], device) for name in program.outputs}
-        tensors = {identifier(name): value for name, value in results.items() if value is not None}
+        keys = identifiers(results)
+        tensors = {keys[name]: value for name, value in results.items() if value is not None}
         return next(iter(tensors.values())) if len(tensors) == 1 else tensors
 
 
@@ -82,6 +83,8 @@ def make_network(graph: OnnxGraph, batch: int | None) -> OnnxNetwork:
         batch: the only size that it works with; None for any.
     """
     inputs = tuple(value.name for value in inputs_of(graph))
+    outputs = tuple(value.name for value in graph.model.graph.output)
+    read = {*graph.readers, *outputs}
     network = _class_for(inputs)()
     numbers, tensors = {}, {}
     for name, tensor in graph.constants.items():
@@ -89,13 +92,13 @@ def make_network(graph: OnnxGraph, batch: int | None) -> OnnxNetwork:
         is_float = array.dtype == np.float32
         if not is_float or array.size <= _MOST_NUMBERS:
             numbers[name] = array
-        if is_float and graph.readers[name]:
+        if is_float and name in read:
             parameter = nn.Parameter(torch.from_numpy(array.copy()))
             tensors[name] = place(network, constant_path(name, graph), parameter)
     network.program = Program(
         inputs=inputs,
-        outputs=tuple(value.name for value in graph.model.graph.output),
-        steps=tuple(make_step(node, graph.opset) for node in graph.nodes),
+        outputs=outputs,
+        steps=tuple(make_step(node, graph.opset, read) for node in graph.nodes),
         numbers=numbers,
         tensors=tensors,
         batch=batch,
@@ -106,7 +109,7 @@ def make_network(graph: OnnxGraph, batch: int | None) -> OnnxNetwork:
 def _class_for(inputs: Sequence[str]) -> type[OnnxNetwork]:
     """Return a class whose `forward` has the inputs of the file as its parameters, for what reads signatures."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind) for name in ("self", *map(identifier, inputs))]
+    parameters = [inspect.Parameter(name, kind) for name in ("self", *identifiers(inputs).values())]
     signature = inspect.Signature(parameters)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -81,6 +81,12 @@ def _gemm(
     return torch.matmul(a, b) if c is None else torch.addmm(c, a, b)
 
 
+def _local_response(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
+    if size % 2 == 0:
+        raise InputError(f"its size is {size}; allowed are odd ones: torch has an even window one channel further on")
+    return F.local_response_norm(x, size, alpha, beta, bias)
+
+
 NORMALIZATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "BatchNormalization": _batch_normalization,
@@ -88,7 +94,7 @@ NORMALIZATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "Gemm": _gemm,
         "GroupNormalization": _group_normalization,
         "InstanceNormalization": _instance_normalization,
-        "LRN": lambda x, *, size, alpha=1e-4, beta=0.75, bias=1.0: F.local_response_norm(x, size, alpha, beta, bias),
+        "LRN": _local_response,
         "Linear": lambda x, weight, bias: F.linear(x, weight, bias),  # made by `fusions`
         "LayerNormalization": _layer_normalization,
     }

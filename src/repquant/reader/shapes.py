@@ -90,10 +90,10 @@ def _gather(x: Value, indices: Value, *, axis: int = 0) -> Tensor:
             return torch.select(x, axis, integers(indices)[0])
         indices = torch.as_tensor(indices.astype(np.int64), device=x.device)
     assert indices is not None
-    if axis == 0 and x.ndim == 2:
-        return F.embedding(indices, x)
     size = x.shape[axis]
     indices = torch.where(indices < 0, indices + size, indices)
+    if axis == 0 and x.ndim == 2:
+        return F.embedding(indices, x)
     taken = torch.index_select(x, axis, indices.reshape(-1))
     axis %= x.ndim
     return taken if indices.ndim == 1 else torch.unflatten(taken, axis, list(indices.shape))
@@ -167,6 +167,8 @@ def _resize(
 ) -> Tensor:
     if antialias or exclude_outside or keep_aspect_ratio_policy != "stretch":
         raise InputError("it resizes with smoothing, without the border or to a kept ratio, which is not supported")
+    if mode == "cubic" and abs(cubic_coeff_a + 0.75) > 1e-6:
+        raise InputError(f"its cubic_coeff_a is {cubic_coeff_a:g}; allowed is -0.75, which torch has")
     given = sizes if sizes is not None and sizes.size else scales
     assert given is not None
     numbers = given.tolist()
@@ -193,7 +195,9 @@ def _interpolation(mode: str, place: str, nearest: str, rank: int, factors: Sequ
     """
     if mode == "nearest":
         is_whole = all(factor >= 1 and factor == int(factor) for factor in factors)
-        if (place, nearest) == ("asymmetric", "floor") or (is_whole and place == "half_pixel"):
+        if (place, nearest) == ("asymmetric", "floor") or (
+            is_whole and place == "half_pixel" and nearest in ("round_prefer_floor", "round_prefer_ceil")
+        ):
             return {"mode": "nearest"}
         if (place, nearest) == ("half_pixel", "round_prefer_ceil"):
             return {"mode": "nearest-exact"}
@@ -202,7 +206,8 @@ def _interpolation(mode: str, place: str, nearest: str, rank: int, factors: Sequ
         return {"mode": kinds[mode, rank], "align_corners": place == "align_corners"}
     raise InputError(
         f"it resizes with mode {mode}, coordinates {place} and rounding {nearest}, which torch has not; allowed are "
-        "nearest with asymmetric and floor, and linear or cubic with half_pixel or align_corners"
+        "nearest with asymmetric and floor or with half_pixel and round_prefer_ceil (round_prefer_floor by whole "
+        "factors), and linear or cubic with half_pixel or align_corners"
     )
 
 

@@ -1,7 +1,7 @@
 """A node of a file as a call of a torch function."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repquant.errors import InputError, shortened
 from repquant.reader import sizes
+from repquant.reader.limits import TooManyElementsError, require_small
 from repquant.reader.operators import ONLY_NUMBERS, OPERATORS
 from repquant.reader.values import Value, as_tensor, is_known
 from repquant.targets.onnx_graph import node_name
@@ -31,6 +32,7 @@ class Step:
         function: what computes it.
         attributes: by name.
         numbers: places of the inputs that have to be known before anything is computed.
+        needed: number of outputs up to the last one that is read.
     """
 
     node: NodeProto
@@ -38,6 +40,7 @@ class Step:
     function: Callable[..., Any] | None
     attributes: Mapping[str, Any]
     numbers: frozenset[int]
+    needed: int
 
     def run(self, inputs: Sequence[Value], known: Mapping[str, NDArray[Any]], device: torch.device) -> dict[str, Value]:
         """Return what the node gives, by name.
@@ -49,18 +52,23 @@ class Step:
 
         Raises:
             InputError: it can't be computed; the message names the node.
+            TooManyElementsError: it makes too many.
         """
         try:
             results = self._computed(inputs, known, device)
+            if len(results) < self.needed:
+                raise InputError(f"its output {self.needed} is read, and only {len(results)} can be computed")
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(f"{self.node.op_type} {shortened(node_name(self.node))}: {lines[0]}") from error
+            kind = TooManyElementsError if isinstance(error, TooManyElementsError) else InputError
+            raise kind(f"{self.node.op_type} {shortened(node_name(self.node))}: {lines[0]}") from error
         return dict(zip(self.node.output, results, strict=False))
 
     def _computed(
         self, inputs: Sequence[Value], known: Mapping[str, NDArray[Any]], device: torch.device
     ) -> Sequence[Value]:
         numbers = [known.get(name, value) for name, value in zip(self.node.input, inputs, strict=True)]
+        require_small(self.node.op_type, numbers, self.attributes)
         if _are_numbers(numbers) and (self.function is None or sizes.can_compute(self.node, numbers)):
             return sizes.compute(self.node, self.opset, numbers, self.attributes)
         if self.function is None:
@@ -86,8 +94,8 @@ def _are_numbers(values: Sequence[Value]) -> TypeGuard[Sequence[NDArray[Any] | N
     )
 
 
-def make_step(node: NodeProto, opset: int) -> Step:
-    """Return the step for a node.
+def make_step(node: NodeProto, opset: int, read: Collection[str]) -> Step:
+    """Return the step for a node; `read` holds the names of the values that are read.
 
     Raises:
         InputError: an attribute or input that the table's function does not have.
@@ -107,7 +115,8 @@ def make_step(node: NodeProto, opset: int) -> Step:
         numbers = frozenset(place for place, each in enumerate(parameters) if is_known(each.annotation))
     else:
         assert node.op_type in ONLY_NUMBERS
-    return Step(node=node, opset=opset, function=function, attributes=attributes, numbers=numbers)
+    needed = max((place for place, name in enumerate(node.output, 1) if name in read), default=0)
+    return Step(node=node, opset=opset, function=function, attributes=attributes, numbers=numbers, needed=needed)
 
 
 def _value(value: Any) -> Any:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from repquant.errors import InputError, shortened
 
@@ -90,18 +90,30 @@ def read_graph(path: Path) -> OnnxGraph:
         raise InputError(f"{path} is no ONNX file, or not all of one: {error}") from error
     if not model.graph.node:
         raise InputError(f"{path} is no ONNX file: it holds no operators")
-    external = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    external = [tensor for tensor in _tensors_in(model) if uses_external_data(tensor)]
     locations = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
     if missing := sorted(name for name in locations if not (path.parent / name).is_file()):
         names = ", ".join(map(shortened, missing))
         raise InputError(f"{path} has tensors in {names}, which is not beside it; copy it there")
     if external:
         try:
-            load_external_data_for_model(model, str(path.parent))
+            for tensor in external:  # all of them here: what folds constants later opens any place
+                load_external_data_for_tensor(tensor, str(path.parent))
         except (onnx.checker.ValidationError, OSError, ValueError) as error:
             raise InputError(f"{path}: its tensors can't be read from other files: {_first_line(error)}") from error
     with blaming_the_file(path, model):
         return graph_of(model)
+
+
+def _tensors_in(message: Message) -> Iterator[TensorProto]:
+    """Yield all tensors: initializers, and those in attributes, bodies, functions and sparse tensors."""
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in [value] if isinstance(value, Message) else value:
+                yield from _tensors_in(each)
 
 
 @contextmanager
