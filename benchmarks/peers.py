@@ -40,6 +40,7 @@ from repquant.data.calibration import draw
 from repquant.data.datasets import Split, open_split
 from repquant.data.loading import Loader
 from repquant.data.transforms import EvalTransform
+from repquant.errors import InputError
 from repquant.evaluate.stream import evaluate
 from repquant.export.onnx import export_graph
 from repquant.models.user_network import make_network
@@ -194,8 +195,12 @@ def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[s
     source = open_split(arguments.data, "val")
     step = max(1, len(source) // arguments.evaluation_images) if arguments.evaluation_images else 1
     runtimes = {FLOAT: open_runtime("onnxruntime", arguments.output / FLOAT)}
-    for row in done:
-        runtimes[row["file"]] = open_runtime(TARGETS[row["target"]], arguments.output / row["file"])
+    for row in list(done):
+        try:
+            runtimes[row["file"]] = open_runtime(TARGETS[row["target"]], arguments.output / row["file"])
+        except InputError as error:  # of a tool's file that its own runtime refuses
+            row["failed"] = str(error)
+            done.remove(row)
     evaluation = evaluate(
         runtimes,
         _loader(arguments, "val", range(0, len(source), step)),
@@ -249,7 +254,7 @@ def table(folders: list[Path]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         for row in result["rows"]:
             head = (result["network"], f"{result['float_top1']:.2f}", row["target"], row["quantizer"])
             if "failed" in row:
-                rows.append((*head, row["failed"].splitlines()[0][:80], *["-"] * 4))
+                rows.append((*head, row["failed"].splitlines()[0][-100:], *["-"] * 4))
                 continue
             low, high = row["drop_ci95"]
             measured = (f"{row['drop']:.2f} [{low:.2f}, {high:.2f}]", f"{row['agreement']:.2f}")

@@ -19,7 +19,7 @@ from repquant.cli.verbs import VERBS
 ROOT = Path(__file__).parent.parent
 OUTSIDE = ("results/*.md", "recipes/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Pages of the repository that the site takes besides those of docs/."""
-EXAMPLES = "examples/*.py"
+EXAMPLES = "examples/**/*.py"
 
 _LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?(?=\))")
 _FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
@@ -55,7 +55,7 @@ def _pages() -> Iterator[tuple[str, str]]:
         for path in sorted(ROOT.glob(pattern)):
             yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
     for path in sorted(ROOT.glob(EXAMPLES)):
-        yield f"examples/{path.stem}.md", _example(path)
+        yield path.relative_to(ROOT).with_suffix(".md").as_posix(), _example(path)
     for verb in VERBS:
         yield f"reference/command-line/{verb}.md", verb_page(verb)
 

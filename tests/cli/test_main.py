@@ -154,6 +154,7 @@ def test_a_signal_counts_whatever_a_library_makes_of_it(repquant, monkeypatch, b
 def test_an_interrupt_while_the_program_starts(module):
     code = f"""if True:
         import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         waiting = [True]
         def interrupt(event, arguments):
             if event == "import" and arguments[0] == "{module}" and waiting:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,12 @@ def test_every_recipe_is_read_by_the_command_line(parser, recipe):
         assert parsed[name] == (tuple(expected) if isinstance(expected, list) else expected)
     kind = RepVGGQatRecipe if recipe.stem.startswith("qat-") else Recipe
     settings = kind(**{field.name: parsed[field.name] for field in fields(kind)})
-    assert settings.arch in ARCHITECTURES
+    assert settings.arch in ARCHITECTURES or "--model " in recipe.read_text()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_head_comment_of_a_recipe_says_what_it_is(recipe):
-    head, colon, _ = recipe.read_text().partition("\narch:")
-    assert colon
-    assert all(line.startswith("#") for line in head.splitlines())
+    head = "\n".join(takewhile(lambda line: line.startswith("#"), recipe.read_text().splitlines()))
     assert f"--config recipes/{recipe.name}" in head
     for what in ("Cost: ", "Result: "):
         assert what in head
