@@ -4,16 +4,17 @@ r"""One network, every target, every tool: what each loses, what it costs, and t
     python benchmarks/peers.py --model benchmarks/deployed_networks.py:resnet18 --weights resnet18/model.safetensors \
         --data imagenette160 --image-size 128 --output peers/resnet18
 
-All tools get the same float network, re-parameterized, and the same calibration images, and each file runs on the same
-validation images in one evaluation. Files for TensorRT run in ONNX Runtime. Each quantizer is a process of its own;
-seconds run from the float network to the file, decoding included. What is done is kept in the output folder: the same
-command goes on where it was interrupted. `--report FOLDER ...` prints the table of several networks.
+All tools but AIMET get the same float network, re-parameterized, and all the same calibration images; each file runs on
+the same validation images in one evaluation. Files for TensorRT run in ONNX Runtime. Each quantizer is a process of its
+own; seconds run from the float network to the file, decoding included. What is done is kept in the output folder: the
+same command goes on where it was interrupted. `--report FOLDER ...` prints the table of several networks.
 
 - ONNX Runtime: `quantize_static`, Q/DQ, min-max, int8 weights per channel, after its own `quant_pre_process`; uint8
   activations, for TensorRT symmetric int8 without quantized biases.
 - NNCF: `nncf.quantize` on the ONNX file with fast bias correction; preset MIXED, for TensorRT PERFORMANCE (symmetric).
-- AIMET: cross-layer equalization, then `QuantizationSimModel`, tf_enhanced ranges, its default configuration (weights
-  per channel, unsigned activations), and its own export to Q/DQ: for the target `onnxruntime` alone.
+- AIMET: the network as it was trained, since it folds batch normalization itself; cross-layer equalization, then
+  `QuantizationSimModel`, tf_enhanced ranges, its default configuration (weights per channel, unsigned activations), and
+  its own export to Q/DQ: for the target `onnxruntime` alone.
 """
 
 import argparse
