@@ -10,7 +10,7 @@ installed, the tests' stand-in holds the names meanwhile.
 import importlib
 import importlib.util
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,17 @@ def repvgg_a0_silu() -> nn.Module:
     return network
 
 
+def torchvision_or_names() -> AbstractContextManager[None]:
+    """Return a block in which packages that name torchvision in their imports alone can be imported."""
+    if importlib.util.find_spec("torchvision"):
+        return nullcontext()
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    stand_in: AbstractContextManager[None] = importlib.import_module("third_party").torchvision_stand_in()
+    return stand_in
+
+
 def _timm(name: str, **options: Any) -> nn.Module:
-    stand_in: Any = nullcontext
-    if importlib.util.find_spec("torchvision") is None:
-        sys.path.append(str(Path(__file__).parent.parent / "tests"))
-        stand_in = importlib.import_module("third_party").torchvision_stand_in
-    with stand_in():
+    with torchvision_or_names():
         timm = importlib.import_module("timm")
     network: nn.Module = timm.create_model(name, num_classes=CLASSES, **options)
     return network

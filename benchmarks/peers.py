@@ -21,7 +21,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -34,6 +34,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, fx
 
 import repquant as rq
+from deployed_networks import torchvision_or_names
 from fresh_process import alone, peak_mb
 from repquant.atomic import replace_file
 from repquant.bench.environment import environment
@@ -113,7 +114,9 @@ def onnxruntime(arguments: argparse.Namespace, target: str, path: Path) -> None:
 def nncf(arguments: argparse.Namespace, target: str, path: Path) -> None:
     import nncf
 
-    dataset = nncf.Dataset(list(Images(arguments)), lambda batch: {INPUT: batch.numpy()})
+    # One by one: it takes statistics of a whole item.
+    images = [image[None] for batch in Images(arguments) for image in batch.numpy()]
+    dataset = nncf.Dataset(images, lambda image: {INPUT: image})
     is_symmetric = target == "tensorrt"
     quantized = nncf.quantize(
         onnx.load(arguments.output / FLOAT),
@@ -127,13 +130,7 @@ def nncf(arguments: argparse.Namespace, target: str, path: Path) -> None:
 
 def aimet(arguments: argparse.Namespace, _target: str, path: Path) -> None:
     sys.modules["transformers"] = None  # type: ignore[assignment]  # where it is installed, aimet imports too much of it
-    stand_in: Any = nullcontext
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        sys.path.append(str(Path(__file__).parent.parent / "tests"))
-        from third_party import torchvision_stand_in as stand_in
-    with stand_in():
+    with torchvision_or_names():
         import aimet_torch
         from aimet_torch.cross_layer_equalization import equalize_model
     network = make_network(arguments.model, str(arguments.weights))

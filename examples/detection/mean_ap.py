@@ -17,7 +17,6 @@ from scenes import SIZE, Scene, Scenes
 
 MOST = 100  # detections in an image
 RECALLS = np.linspace(0, 1, 101)
-BATCH = 50
 CERTAIN, SAME = 0.3, 0.9  # the score and the overlap of detections that are compared
 
 
@@ -67,10 +66,7 @@ class MeanAp:
     """
 
     def __init__(self, scenes: Scenes, numbers: range) -> None:
-        chunks = (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))
-        parts = [scenes.batch(chunk) for chunk in chunks]
-        self.batches = [images for images, _ in parts]
-        self.truth = [scene for _, part in parts for scene in part]
+        self.batches, self.truth = scenes.batches(numbers)
 
     def __call__(self, network) -> float:
         return self.results(network).score()

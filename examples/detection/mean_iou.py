@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mean_ap import BATCH
 from scenes import Scene, Scenes
 
 CLASSES = 11  # with the background
@@ -45,10 +44,7 @@ class MeanIou:
     """
 
     def __init__(self, scenes: Scenes, numbers: range) -> None:
-        chunks = (numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH))
-        parts = [scenes.batch(chunk) for chunk in chunks]
-        self.batches = [images for images, _ in parts]
-        self.truth = [scene for _, part in parts for scene in part]
+        self.batches, self.truth = scenes.batches(numbers)
 
     def __call__(self, network) -> float:
         return self.results(network).score()

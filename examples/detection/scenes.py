@@ -85,6 +85,12 @@ class Scenes:
         scenes = [self[number] for number in numbers]
         return torch.stack([scene.image for scene in scenes]), scenes
 
+    def batches(self, numbers: range, size: int = 50) -> tuple[list[Tensor], list[Scene]]:
+        """Return the images of some scenes in batches (N, 3, S, S), and the scenes in the same order."""
+        chunks = (numbers[start : start + size] for start in range(0, len(numbers), size))
+        parts = [self.batch(chunk) for chunk in chunks]
+        return [images for images, _ in parts], [scene for _, scenes in parts for scene in scenes]
+
     def _background(self, random: np.random.Generator) -> np.ndarray:
         if self._backgrounds is None:
             cells = int(random.integers(2, 9))

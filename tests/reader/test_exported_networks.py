@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from onnx_files import Logits, export
-from torch import fx
+from torch import Tensor, fx
 
 import repquant as rq
 from repquant.numerics.distance import sqnr_db
@@ -66,8 +67,17 @@ def look_at_integers(name: str, deploy: fx.GraphModule, tmp_path: Path) -> None:
     with torch.no_grad():
         expected, simulated = deploy(x[8:]), int8(x[8:])
     executed = torch.from_numpy(rq.load(tmp_path / "int8.onnx")(x[8:].numpy()))
-    # Untrained, some lose much to rounding, and then one flipped integer is seen too.
-    assert float(sqnr_db(simulated, executed)) > min(35, 5 + float(sqnr_db(expected, simulated)))
+    # Untrained, some amplify one flipped integer: there ONNX Runtime is as far from itself without optimizations.
+    parity = float(sqnr_db(simulated, executed))
+    if parity <= min(40, 10 + float(sqnr_db(expected, simulated))):
+        assert parity >= float(sqnr_db(unoptimized(tmp_path / "int8.onnx", x[8:]), executed))
+
+
+def unoptimized(path: Path, x: Tensor) -> Tensor:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
 @pytest.mark.parametrize("name", QUICK)
