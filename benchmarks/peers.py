@@ -5,9 +5,11 @@ r"""One network, every target, every tool: what each loses, what it costs, and t
         --data imagenette160 --image-size 128 --output peers/resnet18
 
 All tools but AIMET get the same float network, re-parameterized, and all the same calibration images; each file runs on
-the same validation images in one evaluation. Files for TensorRT run in ONNX Runtime. Each quantizer is a process of its
-own; seconds run from the float network to the file, decoding included. What is done is kept in the output folder: the
-same command goes on where it was interrupted. `--report FOLDER ...` prints the table of several networks.
+the same validation images in one evaluation. Files for TensorRT run in ONNX Runtime. Weights have 8 bits where the
+runtime multiplies them exactly: in OpenVINO, 7 on a CPU without VNNI. Each quantizer is a process of its own; seconds
+run from the float network to the file, decoding included. What is done is kept in the output folder: the same command
+goes on where it was interrupted. `--latency FOLDER ...` times the files of networks that are done, on an idle machine:
+batch 1, one thread, in one alternating run with the float file. `--report FOLDER ...` prints the table.
 
 - ONNX Runtime: `quantize_static`, Q/DQ, min-max, int8 weights per channel, after its own `quant_pre_process`; uint8
   activations, for TensorRT symmetric int8 without quantized biases.
@@ -22,6 +24,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -38,6 +41,7 @@ from deployed_networks import torchvision_or_names
 from fresh_process import alone, peak_mb
 from repquant.atomic import replace_file
 from repquant.bench.environment import environment
+from repquant.bench.latency import measure_latency, ratio
 from repquant.data.calibration import draw
 from repquant.data.datasets import Split, open_split
 from repquant.data.loading import Loader
@@ -55,6 +59,7 @@ TARGETS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "on
 """The runtime that a target's files run in here."""
 INPUT, OUTPUT = "images", "logits"
 FLOAT = "float.onnx"
+LATENCY = "latency.json"
 HELD_BACK = 1024
 """Training images, none of which calibrates, that the search judges on."""
 FIELDS = ("top1", "drop", "drop_ci95", "agreement", "kl", "sqnr_db")
@@ -75,12 +80,14 @@ class Images:
 
 
 def ours(arguments: argparse.Namespace, target: str, path: Path) -> None:
-    rq.quantize(float_graph(arguments), Images(arguments), target=target).save(path)
+    rq.quantize(float_graph(arguments), Images(arguments), target=schemes(target)).save(path)
 
 
 def ours_searched(arguments: argparse.Namespace, target: str, path: Path) -> None:
     held_back = Images(arguments, held_back=HELD_BACK)
-    found = rq.search(float_graph(arguments), Images(arguments), target=target, max_drop=0.1, held_back=held_back)
+    found = rq.search(
+        float_graph(arguments), Images(arguments), target=schemes(target), max_drop=0.1, held_back=held_back
+    )
     found.save(path)
 
 
@@ -103,7 +110,7 @@ def onnxruntime(arguments: argparse.Namespace, target: str, path: Path) -> None:
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=not int8_support().safe,
+            reduce_range=not has_exact_products(target),
             activation_type=quantization.QuantType.QInt8 if is_symmetric else quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             extra_options={"ActivationSymmetric": True, "QuantizeBias": False} if is_symmetric else {},
@@ -165,6 +172,15 @@ QUANTIZERS: dict[str, Callable[[argparse.Namespace, str, Path], None]] = {
 }
 
 
+def has_exact_products(target: str) -> bool:
+    """Whether a target's runtime multiplies 8-bit weights exactly on this CPU; in ONNX Runtime, repquant sees to it."""
+    return TARGETS[target] == "onnxruntime" or int8_support().safe
+
+
+def schemes(target: str) -> rq.Target:
+    return rq.resolve_target(target, fast_int8_dot=has_exact_products(target))
+
+
 def float_graph(arguments: argparse.Namespace) -> fx.GraphModule:
     side = arguments.image_size
     return rq.reparameterize(make_network(arguments.model, str(arguments.weights)), torch.zeros(2, 3, side, side))
@@ -213,6 +229,20 @@ def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[s
     return {"float_top1": top1, "images": evaluation.images, "rows": rows}
 
 
+def measure_speed(folder: Path) -> None:
+    """Write how long each file takes relative to the float file, with the interval."""
+    result = json.loads((folder / "result.json").read_text())
+    done = [row for row in result["rows"] if "failed" not in row]
+    runtimes = {FLOAT: open_runtime("onnxruntime", folder / FLOAT, threads=1)}
+    runtimes |= {row["file"]: open_runtime(TARGETS[row["target"]], folder / row["file"], threads=1) for row in done}
+    side = result["image_size"]
+    image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
+    samples = measure_latency({file: partial(runtime, image) for file, runtime in runtimes.items()})
+    ratios = {file: ratio(taken, samples[FLOAT]) for file, taken in samples.items()}
+    float_ms = float(np.median(samples[FLOAT]))
+    _write(folder / LATENCY, {"environment": environment(), "float_ms": float_ms, "ratios": ratios})
+
+
 def run(arguments: argparse.Namespace) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     if not (arguments.output / FLOAT).exists():
@@ -234,8 +264,8 @@ def run(arguments: argparse.Namespace) -> None:
             rows.append(json.loads(kept.read_text()))
             print(json.dumps(rows[-1]), flush=True)
     result = alone(measure, arguments, rows)
-    network = str(arguments.model).rpartition(":")[2]
-    _write(arguments.output / "result.json", {"network": network, "environment": environment()} | result)
+    facts = {"network": str(arguments.model).rpartition(":")[2], "image_size": arguments.image_size}
+    _write(arguments.output / "result.json", facts | {"environment": environment()} | result)
     print("\n".join(markdown_lines([table([arguments.output])])))
 
 
@@ -245,19 +275,22 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def table(folders: list[Path]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    columns = ("network", "float", "target", "quantizer", "drop [95 %]", "agree %", "KL x 1000", "s", "peak MB")
+    measured = ("drop [95 %]", "agree %", "KL x 1000", "s", "peak MB", "time / float")
+    columns = ("network", "float", "target", "quantizer", *measured)
     rows = []
     for folder in folders:
         result = json.loads((folder / "result.json").read_text())
+        timed = json.loads(latency.read_text())["ratios"] if (latency := folder / LATENCY).exists() else {}
         for row in result["rows"]:
             head = (result["network"], f"{result['float_top1']:.2f}", row["target"], row["quantizer"])
             if "failed" in row:
-                rows.append((*head, row["failed"].splitlines()[0][-100:], *["-"] * 4))
+                rows.append((*head, row["failed"].splitlines()[0][-100:], *["-"] * 5))
                 continue
             low, high = row["drop_ci95"]
-            measured = (f"{row['drop']:.2f} [{low:.2f}, {high:.2f}]", f"{row['agreement']:.2f}")
-            cost = (f"{row['seconds']:.0f}", f"{row['peak_mb']:.0f}")
-            rows.append((*head, *measured, f"{1000 * row['kl']:.2f}", *cost))
+            quality = (f"{row['drop']:.2f} [{low:.2f}, {high:.2f}]", f"{row['agreement']:.2f}")
+            took = f"{timed[row['file']][0]:.2f}" if row["file"] in timed else "-"
+            cost = (f"{row['seconds']:.0f}", f"{row['peak_mb']:.0f}", took)
+            rows.append((*head, *quality, f"{1000 * row['kl']:.2f}", *cost))
     return columns, rows
 
 
@@ -274,18 +307,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--quantizers", nargs="+", choices=QUANTIZERS, default=list(QUANTIZERS))
     parser.add_argument("--output", type=Path, help="folder for files and figures of this network")
+    parser.add_argument("--latency", type=Path, nargs="+", help="folders of networks that are done: time their files")
     parser.add_argument("--report", type=Path, nargs="+", help="folders of networks that are done: print their table")
     arguments = parser.parse_args()
-    if not arguments.report and not (arguments.model and arguments.weights and arguments.data and arguments.output):
-        parser.error("--model, --weights, --data and --output are needed, or --report")
+    needed = (arguments.model, arguments.weights, arguments.data, arguments.output)
+    if not (arguments.report or arguments.latency or all(needed)):
+        parser.error("--model, --weights, --data and --output are needed, or --latency or --report")
     return arguments
 
 
 def main() -> None:
     arguments = parse()
+    for folder in arguments.latency or ():
+        alone(measure_speed, folder)
     if arguments.report:
         print("\n".join(markdown_lines([table(arguments.report)])))
-    else:
+    elif not arguments.latency:
         run(arguments)
 
 
