@@ -173,6 +173,7 @@ def prove(
         float_row=rows[0],
         results=tuple(rows[1:]),
         disagreements=disagreement_records({SIMULATED: found}, examples, str),
+        weight_bits=dict(int8.plan.weight_bits),
     )
     return Proof(record, Thumbnails.of({EVALUATION: examples.values()}))
 

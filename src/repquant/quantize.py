@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
@@ -24,6 +24,7 @@ from repquant.graph.plan import Plan, make_plan
 from repquant.graph.run import Batch
 from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.method import PtqMethod
+from repquant.methods.mixed_precision import check_average_bits, choose_weight_bits, preparing_target
 from repquant.methods.ptq import prepare, round_graph
 from repquant.methods.rounded import Rounded
 from repquant.numerics.histogram import Histogram
@@ -154,6 +155,17 @@ class Calibrated:
         ranges = activation_ranges(calibrator, self.histograms, self.target, percentile=percentile)
         return make_plan(self.layout, ranges, self.target)
 
+    def with_average_bits(
+        self,
+        plan: Plan,
+        average_bits: float,
+        batches: Iterable[Batch],
+        on_batch: Callable[[int], None] = lambda _: None,
+    ) -> Plan:
+        """Return a plan with bits for each layer's weights; see `methods.mixed_precision.choose_weight_bits`."""
+        bits = choose_weight_bits(self.graph, plan, average_bits, self.method.weight_ranges, batches, on_batch)
+        return replace(plan, weight_bits=bits)
+
     def round(
         self,
         plan: Plan,
@@ -175,6 +187,7 @@ def quantize(
     method: PtqMethod | None = None,
     keep_float: Collection[str] = (),
     rounding_images: int = 256,
+    average_bits: float | None = None,
     example: Any = None,
     on_progress: Progress = _silent,
 ) -> Quantized:
@@ -194,11 +207,15 @@ def quantize(
         method: what is done beside finding ranges.
         keep_float: names of layers, operators or enclosing modules that stay in float; "first" and "last".
         rounding_images: images that the rounding of weights looks at, at most; 0 rounds to the nearest.
+        average_bits: mixed precision: bits of a weight, averaged over all weights that are rounded, from 4 to those of
+            the target. Each layer gets 4 bits or those of the target, whichever way changes the outputs least on the
+            first 64 images (`methods.mixed_precision`); None gives all layers those of the target.
         example: inputs of the model, as `capture` takes them; the first batch by default.
         on_progress: see `Progress`.
 
     Raises:
-        InputError: a network that can't be captured or is not float32, no batches, or a name that is not known.
+        InputError: a network that can't be captured or is not float32, no batches, a name that is not known, or
+            `average_bits` that no layers can hold to.
 
     Examples:
         >>> import torch
@@ -207,13 +224,18 @@ def quantize(
         >>> [layer.name for layer in int8.layers if layer.precision.startswith("int")]
         ['0', '2']
     """
+    schemes, method = served_here(target), method or PtqMethod()
+    if average_bits is not None:
+        check_average_bits(average_bits, schemes)
     batches = rereadable(batches)
     graph = captured(model, batches, example)
-    schemes, method = served_here(target), method or PtqMethod()
     with full_precision(device_of(graph)):
-        prepared = prepare(graph, method, schemes, batches, keep_float, partial(on_progress, "scale channels"))
+        scaled_for = preparing_target(schemes, average_bits)
+        prepared = prepare(graph, method, scaled_for, batches, keep_float, partial(on_progress, "scale channels"))
         calibrated = collect(prepared, batches, schemes, method, keep_float, partial(on_progress, "calibrate"))
         plan = calibrated.plan(calibrator, percentile=percentile)
+        if average_bits is not None:
+            plan = calibrated.with_average_bits(plan, average_bits, batches, partial(on_progress, "choose bits"))
         rounded = calibrated.round(plan, first_images(batches, rounding_images), partial(on_progress, "round"))
     return Quantized(rounded.graph, rounded.plan)
 

@@ -15,6 +15,7 @@ from repquant.graph.run import Batch
 from repquant.methods.attempts import Attempts, SearchData
 from repquant.methods.identity import count_identities
 from repquant.methods.judges import LogitsJudge, Metric, MetricJudge, Score
+from repquant.methods.mixed_precision import check_average_bits
 from repquant.methods.search import Candidate, Outcome, find_best, methods
 from repquant.quantize import Progress, Quantized, captured, served_here
 from repquant.targets.target import Target
@@ -49,6 +50,7 @@ def search(
     keep_float: Collection[str] = (),
     percentile: float = 99.99,
     rounding_images: int = 256,
+    average_bits: float | None = None,
     example: Any = None,
     on_progress: Progress = lambda _step, _done: None,
     on_attempt: Callable[[Candidate, Score, float], None] = lambda *_: None,
@@ -68,6 +70,7 @@ def search(
         keep_float: as for `quantize`.
         percentile: as for `quantize`.
         rounding_images: as for `quantize`.
+        average_bits: as for `quantize`. No layer is then kept in float but those of `keep_float`.
         example: as for `quantize`.
         on_progress: as for `quantize`.
         on_attempt: called with a candidate, its score, and the seconds that it took.
@@ -80,6 +83,9 @@ def search(
         raise InputError(
             f"max_drop {max_drop:g} and minutes {minutes:g} were given; allowed are 0 or more, and above 0"
         )
+    schemes = served_here(target)
+    if average_bits is not None:
+        check_average_bits(average_bits, schemes)
     batches = rereadable(batches)
     graph = captured(model, batches, example)
     judge: MetricJudge | LogitsJudge
@@ -91,7 +97,7 @@ def search(
         raise InputError("nothing says how good a network is; give a metric as evaluate, or images as held_back")
     attempts = Attempts(
         graph,
-        served_here(target),
+        schemes,
         SearchData(
             ranges=batches,
             rounding=list(first_images(batches, rounding_images)),
@@ -100,6 +106,7 @@ def search(
         judge,
         keep_float=keep_float,
         percentile=percentile,
+        average_bits=average_bits,
         minutes=minutes,
         on_progress=on_progress,
         on_attempt=on_attempt,

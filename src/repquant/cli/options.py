@@ -170,6 +170,17 @@ class TargetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedPrecisionOptions:
+    """Mixed precision: layers with weights of different widths."""
+
+    average_bits: float = option(
+        "bits of a weight on average: each layer gets 4 or those of --weight-bits, by what it loses; 0: all the latter",
+        0.0,
+        Numbers(4, 8, or_zero=True),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProofOptions:
     """Proof: where the result is measured."""
 

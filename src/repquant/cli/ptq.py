@@ -22,6 +22,7 @@ from repquant.cli.options import (
     DeviceOptions,
     FolderOptions,
     MethodOptions,
+    MixedPrecisionOptions,
     NetworkOptions,
     ProofOptions,
     TargetOptions,
@@ -45,6 +46,7 @@ class Options(
     FolderOptions,
     DeviceOptions,
     ProofOptions,
+    MixedPrecisionOptions,
     TargetOptions,
     MethodOptions,
     CalibrationOptions,
@@ -68,6 +70,7 @@ def run(options: Options) -> None:
     from repquant.cli.inputs import load_graph, open_calibration, open_loader, open_method, open_target, skipped_images
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, proving_runtimes
+    from repquant.cli.quantizing import open_average_bits
     from repquant.cli.recording import choice, record_of, tell
     from repquant.graph.devices import full_precision
     from repquant.report.record import headline, write_record
@@ -75,6 +78,7 @@ def run(options: Options) -> None:
 
     calibrators = CALIBRATOR_NAMES.split(options.calibrator)
     target = open_target(options)
+    average_bits = open_average_bits(options, target)
     runtimes = proving_runtimes(options.runtimes, target)
     method = open_method(options, target)
     output = output_folder(options)
@@ -89,7 +93,7 @@ def run(options: Options) -> None:
         graph = load_graph(options, options.image_size, device)
         evaluation = open_loader(options, "val", options.num_classes)
         calibration = open_calibration(options, options, options.data, options.rounding_images)
-        made = _quantize(graph, options, method, target, calibration, calibrators, checkpoints)
+        made = _quantize(graph, options, method, target, calibration, calibrators, checkpoints, average_bits)
         say(made.cost)
         proof = prove(
             graph,
@@ -112,7 +116,8 @@ def run(options: Options) -> None:
             calibration=calibration,
             evaluation=evaluation,
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
-            notes=[made.cost],
+            weight_bits=made.weight_bits,
+            notes=[made.cost, *made.notes],
             calibration_seconds=made.collect_seconds,
             work_seconds=made.seconds,
         )
@@ -126,9 +131,11 @@ def run(options: Options) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """Calibrator -> simulated network, and what they cost."""
+    """Calibrator -> simulated network, the bits of layers where they differ, and what all of it cost."""
 
     networks: dict[str, fx.GraphModule]
+    weight_bits: Mapping[str, int]
+    notes: tuple[str, ...]
     cost: str
     collect_seconds: float
     seconds: float
@@ -142,18 +149,24 @@ def _quantize(
     calibration: Calibration,
     calibrators: Sequence[str],
     checkpoints: Mapping[str, Path],
+    average_bits: float | None,
 ) -> _Made:
     """Calibrate once, and round the weights for the ranges of each calibrator."""
     from repquant.cli.inputs import kept_names
-    from repquant.cli.quantizing import calibrate, check_checkpoints, round_network
+    from repquant.cli.quantizing import calibrate, check_checkpoints, round_network, with_average_bits
+    from repquant.cli.recording import bits_notes
 
-    timed = calibrate(graph, method, target, calibration, kept_names(options))
+    timed = calibrate(graph, method, target, calibration, kept_names(options), average_bits)
     plans = {}
     searches = {}
     for calibrator in calibrators:
         started = perf_counter()
         plans[calibrator] = timed.calibrated.plan(calibrator, percentile=options.percentile)
         searches[calibrator] = perf_counter() - started
+    started = perf_counter()
+    if average_bits is not None:
+        plans = with_average_bits(timed.calibrated, plans, calibration, average_bits)
+    choosing_seconds = perf_counter() - started
     started = perf_counter()
     if calibration.rounding:
         check_checkpoints(timed.calibrated, plans, calibration.rounding, checkpoints)
@@ -163,14 +176,18 @@ def _quantize(
     }
     rounding_seconds = perf_counter() - started
     rounding = method.rounding if calibration.rounding else "nearest"
+    chosen = "" if average_bits is None else f"bits of each layer: {choosing_seconds:.1f} s; "
+    plan = plans[calibrators[0]]
     searched = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in searches.items())
     return _Made(
         networks=networks,
+        weight_bits=plan.weight_bits,
+        notes=bits_notes(timed.calibrated.graph, plan),
         cost=(
             f"equalization {method.equalization}: {timed.prepare_seconds:.1f} s; calibration: one pass over "
             f"{calibration.images_read} images {timed.collect_seconds:.1f} s; searches: {searched}; "
-            f"rounding {rounding}: {rounding_seconds / len(calibrators):.1f} s a calibrator"
+            f"{chosen}rounding {rounding}: {rounding_seconds / len(calibrators):.1f} s a calibrator"
         ),
         collect_seconds=timed.collect_seconds,
-        seconds=timed.seconds + sum(searches.values()) + rounding_seconds,
+        seconds=timed.seconds + sum(searches.values()) + choosing_seconds + rounding_seconds,
     )

@@ -17,6 +17,7 @@ from repquant.cli.options import (
     DataOptions,
     DeviceOptions,
     FolderOptions,
+    MixedPrecisionOptions,
     NetworkOptions,
     ProofOptions,
     TargetOptions,
@@ -37,7 +38,14 @@ EXAMPLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options(
-    FolderOptions, DeviceOptions, ProofOptions, TargetOptions, CalibrationOptions, DataOptions, NetworkOptions
+    FolderOptions,
+    DeviceOptions,
+    ProofOptions,
+    MixedPrecisionOptions,
+    TargetOptions,
+    CalibrationOptions,
+    DataOptions,
+    NetworkOptions,
 ):
     """Options of `repquant quantize`."""
 
@@ -73,8 +81,8 @@ def run(options: Options) -> None:
     )
     from repquant.cli.outputs import output_folder
     from repquant.cli.proof import prove, proving_runtimes
-    from repquant.cli.quantizing import ImagesOf
-    from repquant.cli.recording import choice, record_of, tell
+    from repquant.cli.quantizing import ImagesOf, open_average_bits
+    from repquant.cli.recording import bits_notes, choice, record_of, tell
     from repquant.graph.devices import full_precision
     from repquant.report.record import AttemptRecord, headline, write_record
     from repquant.report.tables import trail_table
@@ -82,6 +90,7 @@ def run(options: Options) -> None:
     from repquant.train.distributed import open_device
 
     target, kept = open_target(options), kept_names(options)
+    average_bits = open_average_bits(options, target)
     runtimes = proving_runtimes(options.runtimes, target)
     output = output_folder(options)
     device = open_device(options.device)
@@ -105,6 +114,7 @@ def run(options: Options) -> None:
                 keep_float=kept,
                 percentile=options.percentile,
                 rounding_images=options.rounding_images,
+                average_bits=average_bits,
                 on_progress=on_progress,
                 on_attempt=_say_attempt,
             )
@@ -133,11 +143,13 @@ def run(options: Options) -> None:
             output=options.output,
             calibration=calibration,
             evaluation=evaluation,
+            weight_bits=found.plan.weight_bits,
             skipped=skipped_images(
                 {"calibration": calibration.ranges, "held back": held_back, "evaluation": evaluation}
             ),
             notes=(
                 outcome.reason,
+                *bits_notes(found.float_graph, found.plan),
                 *found.notes,
                 *surprises(options.max_drop, proof.rows if is_labelled and outcome.met else ()),
                 *([] if is_labelled else ["there is no val/: the table is of the held-back calibration images"]),

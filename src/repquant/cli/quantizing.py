@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from repquant.cli.console import progress, say
+from repquant.cli.options import MixedPrecisionOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
@@ -47,12 +48,32 @@ class Timed:
         return self.prepare_seconds + self.collect_seconds
 
 
+def open_average_bits(options: MixedPrecisionOptions, target: Target) -> float | None:
+    """Return the average that bits of weights hold to; None where all layers have those of the target.
+
+    Raises:
+        InputError: the layers can't hold to it.
+    """
+    from repquant.methods.mixed_precision import check_average_bits
+
+    if options.average_bits == 0:
+        return None
+    check_average_bits(options.average_bits, target)
+    return options.average_bits
+
+
 def calibrate(
-    graph: fx.GraphModule, method: PtqMethod, target: Target, calibration: Calibration, kept: Collection[str]
+    graph: fx.GraphModule,
+    method: PtqMethod,
+    target: Target,
+    calibration: Calibration,
+    kept: Collection[str],
+    average_bits: float | None = None,
 ) -> Timed:
     """Prepare the network for its target and collect the histograms that every calibrator reads."""
     from repquant.methods.equalize import NOISE_IMAGES
     from repquant.methods.identity import count_identities
+    from repquant.methods.mixed_precision import preparing_target
     from repquant.methods.ptq import prepare
     from repquant.quantize import collect
 
@@ -62,11 +83,27 @@ def calibrate(
     started = perf_counter()
     looked_at = min(calibration.ranges.images, NOISE_IMAGES) if method.equalization == "noise" else 0
     with progress("scale channels", looked_at) as advance:
-        prepared = prepare(graph, method, target, images, kept, advance)
+        prepared = prepare(graph, method, preparing_target(target, average_bits), images, kept, advance)
     middle = perf_counter()
     with progress("calibrate", calibration.ranges.images) as advance:
         calibrated = collect(prepared, images, target, method, kept, advance)
     return Timed(calibrated, middle - started, perf_counter() - middle)
+
+
+def with_average_bits(
+    calibrated: Calibrated, plans: Mapping[str, Plan], calibration: Calibration, average_bits: float
+) -> dict[str, Plan]:
+    """Return the plans of all calibrators with the bits of each layer's weights.
+
+    They are chosen once: activations stay in float while the weights of a layer are looked at, so the ranges of a
+    calibrator make no difference.
+    """
+    from repquant.methods.mixed_precision import SENSITIVITY_IMAGES
+
+    images, first = ImagesOf(calibration.ranges), next(iter(plans.values()))
+    with progress("choose bits", min(calibration.ranges.images, SENSITIVITY_IMAGES)) as advance:
+        bits = calibrated.with_average_bits(first, average_bits, images, advance).weight_bits
+    return {name: replace(plan, weight_bits=bits) for name, plan in plans.items()}
 
 
 def check_checkpoints(

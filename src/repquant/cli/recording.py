@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from repquant.cli.console import say, show
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from repquant.cli.inputs import Calibration
     from repquant.cli.options import ModelOptions
     from repquant.cli.proof import Proof
     from repquant.data.loading import Loader
+    from repquant.graph.plan import Plan
     from repquant.report.record import AttemptRecord, Record
     from repquant.targets.target import Target
+
+
+_NAMED_LAYERS = 12  # of those with other bits than most layers
 
 
 def record_of(
@@ -28,6 +35,7 @@ def record_of(
     calibration: Calibration,
     evaluation: Loader,
     skipped: Mapping[str, str],
+    weight_bits: Mapping[str, int] = MappingProxyType({}),
     notes: Sequence[str] = (),
     trail: Sequence[AttemptRecord] = (),
     calibration_seconds: float | None = None,
@@ -45,6 +53,7 @@ def record_of(
         calibration: the images that were calibrated on.
         evaluation: the images that were measured on.
         skipped: unreadable images -> the reason.
+        weight_bits: layer -> bits of its weights, where layers differ.
         notes: the verb's own sentences; those of the target, of this CPU and of a float model at chance follow.
         trail: what a search tried, in order.
         calibration_seconds: the pass over the calibration images.
@@ -64,6 +73,7 @@ def record_of(
         calibration=calibration.record(calibration_seconds),
         notes=tuple(note for note in (*notes, target.note, *saturation_notes(target, tuple(ran))) if note),
         skipped=dict(skipped),
+        weight_bits=dict(weight_bits),
         float_row=proof.float_row,
         results=proof.rows,
         disagreements=proof.disagreements,
@@ -71,6 +81,26 @@ def record_of(
         work_seconds=work_seconds,
     )
     return replace(record, notes=record.notes + chance_notes(record, evaluation.classes))
+
+
+def bits_notes(graph: fx.GraphModule, plan: Plan) -> tuple[str, ...]:
+    """Return a sentence that says which layers have how many bits; nothing where all have the same ones."""
+    from repquant.methods.mixed_precision import mean_bits
+
+    by_bits: dict[int, list[str]] = {}
+    for name, bits in plan.weight_bits.items():
+        by_bits.setdefault(bits, []).append(name)
+    if not by_bits:
+        return ()
+    *others, (most, layers) = sorted(by_bits.items(), key=lambda group: len(group[1]))
+    named = [f"{bits} bits in {_named(names)}" for bits, names in others]
+    groups = "; ".join([*named, f"{most} bits in {'the other ' if named else 'all '}{len(layers)} layers"])
+    return (f"weights have {mean_bits(graph, plan):.3f} bits on average: {groups}",)
+
+
+def _named(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED_LAYERS
+    return ", ".join(names[:_NAMED_LAYERS]) + (f" and {rest} more layers, see result.json" if rest > 0 else "")
 
 
 def tell(record: Record, already_said: int = 0) -> None:

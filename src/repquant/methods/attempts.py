@@ -1,7 +1,7 @@
 """The attempts of a search for a quantized network that loses little, against the clock."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 from torch import fx
@@ -13,6 +13,7 @@ from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.judges import Judge, Score
 from repquant.methods.learning_time import seconds_a_step
 from repquant.methods.method import PtqMethod
+from repquant.methods.mixed_precision import choose_weight_bits, preparing_target
 from repquant.methods.ptq import prepare, round_graph
 from repquant.methods.ranking import rank_layers
 from repquant.methods.rounded import Rounded, with_float_layers
@@ -54,10 +55,11 @@ class _Tried:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A prepared network, and the histograms of its tensors by their sources."""
+    """A prepared network, the histograms of its tensors by their sources, and the bits of its layers, once chosen."""
 
     graph: fx.GraphModule
     histograms: dict[tuple[str, ...], Histogram] = field(default_factory=dict)
+    weight_bits: dict[str, int] = field(default_factory=dict)
 
 
 class Attempts:
@@ -70,6 +72,7 @@ class Attempts:
         judge: of quantized networks.
         keep_float: layers that stay in float in any case.
         percentile: of the calibrator of that name.
+        average_bits: of the weights, see `methods.mixed_precision`; None for those of the target in all layers.
         minutes: until the time is up.
         on_progress: called with the name of a step and what was done of it since the last call.
         on_attempt: called after each attempt with the candidate, its score and the seconds that it took.
@@ -88,6 +91,7 @@ class Attempts:
         *,
         keep_float: Collection[str] = (),
         percentile: float = 99.99,
+        average_bits: float | None = None,
         minutes: float = 10.0,
         on_progress: Callable[[str, int], None] = lambda *_: None,
         on_attempt: Callable[[Candidate, Score, float], None] = lambda *_: None,
@@ -96,7 +100,7 @@ class Attempts:
         self.notes: list[str] = []
         self._end = perf_counter() + 60 * minutes
         self._graph, self._target, self._data, self._judge = graph, target, data, judge
-        self._kept, self._percentile = tuple(keep_float), percentile
+        self._kept, self._percentile, self._average_bits = tuple(keep_float), percentile, average_bits
         self._on_progress, self._on_attempt = on_progress, on_attempt
         self._networks: dict[tuple[str, str], _Prepared] = {}
         self._best: _Tried | None = None
@@ -135,7 +139,13 @@ class Attempts:
         )
 
     def keep_layers(self, best: Candidate) -> Iterator[Candidate]:
-        """Give the best candidate with its most sensitive layers in float."""
+        """Give the best candidate with its most sensitive layers in float; none where an average of bits is held to."""
+        if self._average_bits is not None:
+            self.notes.append(
+                "no layer was kept in float: it would hold 32 bits for each weight, and `average_bits` is there to "
+                "save them"
+            )
+            return
         rounded, graph = self.rounded(best), self._prepared(best.method).graph
         batches = in_time(self._data.ranking, self.out_of_time)
         yield from keeping_layers(best, rank_layers(graph, rounded, batches, self._telling("find sensitive layers")))
@@ -158,13 +168,23 @@ class Attempts:
         layout = find_layout(prepared.graph, self._target, (*self._kept, *candidate.keep_float))
         histograms = self._histograms(prepared, layout)
         ranges = activation_ranges(candidate.calibrator, histograms, self._target, percentile=self._percentile)
-        return make_plan(layout, ranges, self._target)
+        plan = make_plan(layout, ranges, self._target)
+        if self._average_bits is None:
+            return plan
+        if not prepared.weight_bits:
+            ranking, tell = self._data.ranking, self._telling("choose bits")
+            how = candidate.method.weight_ranges
+            prepared.weight_bits.update(
+                choose_weight_bits(prepared.graph, plan, self._average_bits, how, ranking, tell)
+            )
+        return replace(plan, weight_bits=prepared.weight_bits)
 
     def _prepared(self, method: PtqMethod) -> _Prepared:
         key = (method.equalization, method.identity)
         if key not in self._networks:
             tell = self._telling("scale channels")
-            graph = prepare(self._graph, method, self._target, self._data.ranges, self._kept, tell)
+            target = preparing_target(self._target, self._average_bits)
+            graph = prepare(self._graph, method, target, self._data.ranges, self._kept, tell)
             self._networks[key] = _Prepared(graph)
         return self._networks[key]
 

@@ -101,11 +101,12 @@ def fingerprint(graph: fx.GraphModule, plan: Plan, batches: Iterable[Batch], opt
     grids = {f"{kind}/{name}": grid for kind in ("grids", "weight_grids") for name, grid in vars(plan)[kind].items()}
     scales = {f"{name}/scale": grid.scale for name, grid in grids.items()}
     zero_points = {f"{name}/zero_point": grid.zero_point for name, grid in grids.items()}
+    bits = f" {dict(plan.weight_bits)}" if plan.weight_bits else ""
     images = ((f"{number}/{i}", x) for number, b in enumerate(batches) for i, x in enumerate(inputs_of(graph, b)))
     return {
         "options": repr(options),
         "network": _digest(graph.state_dict(), graph.code),
-        "grids": _digest(scales | zero_points, f"{plan.target} {plan.layout.layers} {plan.layout.roundings}"),
+        "grids": _digest(scales | zero_points, f"{plan.target} {plan.layout.layers} {plan.layout.roundings}{bits}"),
         "images": _digest_in_order(images),
     }
 

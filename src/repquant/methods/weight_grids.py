@@ -31,7 +31,7 @@ def find_weight_grids(graph: fx.GraphModule, weight_ranges: WeightRanges, plan: 
     if weight_ranges == "max":
         return {}
     return {
-        name: least_squares_grid(graph.get_submodule(name), plan.input_scale(name), plan.target.weight)
+        name: least_squares_grid(graph.get_submodule(name), plan.input_scale(name), plan.weight_scheme(name))
         for name in plan.layout.layers
     }
 
@@ -44,7 +44,7 @@ def least_squares_grid(layer: nn.Module, input_scale: Tensor, scheme: Scheme) ->
     Args:
         layer: in float, one of `graph.operators.LAYERS`.
         input_scale: scalar scale of the layer's input.
-        scheme: signed symmetric scheme of the target's weights.
+        scheme: signed symmetric scheme of the weight, as the target has it.
     """
     weight, bias = (None if value is None else value.detach() for value in parameters_of(layer))
     assert weight is not None

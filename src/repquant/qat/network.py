@@ -141,7 +141,7 @@ def _training_layer(
 ) -> QatLayer:
     source = source or PlainKernel(layer)
     kernel, bias = source()
-    scheme = weight_scheme(layer, plan.target.weight)
+    scheme = weight_scheme(layer, plan.weight_scheme(name))
     grid = plan.weight_grids.get(name) or weight_grid(kernel, bias, plan.input_scale(name), scheme)
     return QatLayer(layer, source, input, WeightQuantizer(scheme, weight_scales, grid))
 

@@ -117,6 +117,7 @@ class Record:
         results: the other rows, in the order of the table.
         disagreements: of each quantized model the images on which it differs most from the float one, worst first.
         trail: what a search tried, in order.
+        weight_bits: layer -> bits of its weights; empty where all have those of the configuration.
         work_seconds: to make the models out of the float one: calibration, rounding, training; None where nothing was.
         schema_version: of this layout; a program refuses the ones that it does not know.
     """
@@ -133,6 +134,7 @@ class Record:
     results: tuple[Row, ...] = ()
     disagreements: tuple[DisagreementRecord, ...] = ()
     trail: tuple[AttemptRecord, ...] = ()
+    weight_bits: dict[str, int] = field(default_factory=dict)
     work_seconds: float | None = None
     schema_version: int = SCHEMA_VERSION
 

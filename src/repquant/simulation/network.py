@@ -81,7 +81,7 @@ def _integer_layer(layer: nn.Module, name: str, plan: Plan) -> QuantizedLayer:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
-    scheme = weight_scheme(layer, plan.target.weight)
+    scheme = weight_scheme(layer, plan.weight_scheme(name))
     grid = plan.weight_grids.get(name) or weight_grid(weight, bias, plan.input_scale(name), scheme)
     return quantize_layer(layer, plan.input_grid(name), grid)
 
