@@ -28,7 +28,8 @@ from repquant.data.datasets import open_split
 from repquant.data.loading import Batch, Loader
 from repquant.evaluate.stream import evaluate
 from repquant.graph.capture import capture
-from repquant.methods.ptq import PtqMethod, prepare
+from repquant.methods.method import PtqMethod, ReconstructionOptions
+from repquant.methods.ptq import prepare
 from repquant.models.checkpoints import load_model
 from repquant.models.reparam import reparameterize
 from repquant.quantize import collect
@@ -47,6 +48,15 @@ STEPS: dict[str, tuple[PtqMethod, int]] = {
     "default: noise equalized, error feedback": (PtqMethod(), 256),
     "noise equalized, learned rounding": (PtqMethod(rounding="learned"), 256),
     "default, residual apart": (PtqMethod(identity="residual"), 256),
+    "learned rounding, residual apart": (PtqMethod(rounding="learned", identity="residual"), 256),
+    "learned rounding by block, residual apart": (
+        PtqMethod(
+            rounding="learned",
+            identity="residual",
+            reconstruction=ReconstructionOptions(granularity="block", drop=0.5),
+        ),
+        256,
+    ),
     "default, depthwise apart": (PtqMethod(identity="depthwise"), 256),
     "default, coarse and fine": (PtqMethod(identity="coarse-fine"), 256),
 }
