@@ -235,8 +235,8 @@ def measure_speed(folder: Path) -> None:
     done = [row for row in result["rows"] if "failed" not in row]
     runtimes = {FLOAT: open_runtime("onnxruntime", folder / FLOAT, threads=1)}
     runtimes |= {row["file"]: open_runtime(TARGETS[row["target"]], folder / row["file"], threads=1) for row in done}
-    side = result["image_size"]
-    image = np.random.default_rng(0).standard_normal((1, 3, side, side), dtype=np.float32)
+    ((_, *sizes),) = runtimes[FLOAT].inputs.values()
+    image = np.random.default_rng(0).standard_normal((1, *sizes), dtype=np.float32)
     samples = measure_latency({file: partial(runtime, image) for file, runtime in runtimes.items()})
     ratios = {file: ratio(taken, samples[FLOAT]) for file, taken in samples.items()}
     float_ms = float(np.median(samples[FLOAT]))
@@ -264,8 +264,8 @@ def run(arguments: argparse.Namespace) -> None:
             rows.append(json.loads(kept.read_text()))
             print(json.dumps(rows[-1]), flush=True)
     result = alone(measure, arguments, rows)
-    facts = {"network": str(arguments.model).rpartition(":")[2], "image_size": arguments.image_size}
-    _write(arguments.output / "result.json", facts | {"environment": environment()} | result)
+    network = str(arguments.model).rpartition(":")[2]
+    _write(arguments.output / "result.json", {"network": network, "environment": environment()} | result)
     print("\n".join(markdown_lines([table([arguments.output])])))
 
 

@@ -127,6 +127,12 @@ def test_a_cpu_without_vnni_has_seven_bits():
         check_average_bits(7.5, resolve_target("openvino", fast_int8_dot=False))
 
 
+@pytest.mark.parametrize("average_bits", ["4.5", [5], 1j, torch.tensor(4.5)])
+def test_averages_that_are_no_numbers(average_bits):
+    with pytest.raises(InputError, match="allowed is from 4 to 8"):
+        check_average_bits(average_bits, TARGET)
+
+
 @pytest.mark.parametrize("weight_bits", [3, 4])
 def test_a_target_that_leaves_nothing_to_choose(weight_bits):
     words = f"`average_bits=4.5` and `weight_bits={weight_bits}` were given, and no layer gets more than {weight_bits}"

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repquant.errors import InputError
+from repquant.numerics import knapsack
 from repquant.numerics.knapsack import cheapest_choices
 
 
@@ -75,3 +76,25 @@ def test_a_large_network_takes_no_time():
     costs = [[float(1 + place * 7919 % 101), 0.01] for place in range(200)]
     choices = cheapest_choices(sizes, costs, sum(four + four // 8 for four, _ in sizes))
     assert 0 < sum(choices) < 200
+
+
+def test_many_selections_of_similar_size_stay_few_and_within_the_budget(monkeypatch):
+    """Costs that fall with the size leave all selections worth going on with: their number doubles with each layer."""
+    monkeypatch.setattr(knapsack, "SELECTIONS", 64)
+    counts = [1000 + 37 * i * i % 977 for i in range(40)]
+    sizes = [[4 * count, 8 * count] for count in counts]
+    costs = [[float(count), 0.0] for count in counts]
+    budget = int(5.5 * sum(counts))
+    choices = cheapest_choices(sizes, costs, budget)
+    size = sum(own[choice] for own, choice in zip(sizes, choices, strict=True))
+    cost = sum(own[choice] for own, choice in zip(costs, choices, strict=True))
+    assert size <= budget
+    least = sum(counts) - (budget - 4 * sum(counts)) / 4  # each weight that gets its 4 bits more saves 1
+    assert cost <= 1.05 * least
+
+
+def test_the_smallest_selection_is_never_lost(monkeypatch):
+    monkeypatch.setattr(knapsack, "SELECTIONS", 2)
+    sizes = [[1, 2 + i] for i in range(12)]
+    costs = [[1.0, 0.5 / (1 + i)] for i in range(12)]
+    assert cheapest_choices(sizes, costs, 12) == (0,) * 12

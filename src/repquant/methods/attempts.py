@@ -172,7 +172,7 @@ class Attempts:
         if self._average_bits is None:
             return plan
         if not prepared.weight_bits:
-            ranking, tell = self._data.ranking, self._telling("choose bits")
+            ranking, tell = in_time(self._data.ranking, self.out_of_time), self._telling("choose bits")
             how = candidate.method.weight_ranges
             prepared.weight_bits.update(
                 choose_weight_bits(prepared.graph, plan, self._average_bits, how, ranking, tell)

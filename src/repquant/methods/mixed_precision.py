@@ -8,7 +8,10 @@ itself takes the place of its second-order estimate, and the program is solved a
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
+from numbers import Real
+from typing import cast
 
 import torch
 from torch import fx
@@ -56,7 +59,8 @@ def check_average_bits(average_bits: float, target: Target) -> None:
             f"{what} and {given('weight_bits', most)} were given, and no layer gets more than {most} bits; raise "
             "`weight_bits` to 8, or leave one of them out"
         )
-    if not fewest <= average_bits <= most:  # NaN is nowhere
+    is_number = isinstance(cast("object", average_bits), Real | Decimal)
+    if not is_number or not fewest <= average_bits <= most:  # NaN is nowhere
         why = f" ({target.note})" if target.note else ""
         raise InputError(
             f"{what} was given; allowed is from {fewest} to {most}, as each layer gets {' or '.join(map(str, widths))} "

@@ -1,8 +1,9 @@
 """The knapsack problem with several choices for each item: one of them each, at the least cost within a budget.
 
-Solved exactly, by dynamic programming over the partial selections that are worth going on with: those for which no
-other one is both smaller and cheaper (Nemhauser and Ullmann, "Discrete Dynamic Programming and Capital Allocation",
-Management Science 1969). Sizes need no steps, so nothing is rounded.
+By dynamic programming over the partial selections that are worth going on with: those for which no other one is both
+smaller and cheaper (Nemhauser and Ullmann, "Discrete Dynamic Programming and Capital Allocation", Management Science
+1969). The choice is exact as long as these are few; where many differ by next to nothing in size, as costs that grow
+with the sizes make them, only the cheapest of such a group goes on. The budget holds in any case.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from repquant.errors import InputError
 
+SELECTIONS = 1 << 16
+"""Partial selections that go on, at most; more than these are told apart only by size in so many steps."""
+
 
 def cheapest_choices(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], budget: int) -> tuple[int, ...]:
     """Return the index of the choice for each item: the sum of their costs is the least that the budget allows.
 
-    Of selections that cost the same, a smallest one is taken. Time and memory grow with the number of selections that
-    are worth going on with. That is at most the number of different sums of sizes up to the budget; for 200 items of
-    random sizes and costs it is some thousands.
+    Of selections that cost the same, a smallest one is taken. With more than `SELECTIONS` partial selections the sum is
+    the least but for differences in size of a 65,536th of their range.
 
     Args:
         sizes: of the choices of each item, 0 or more.
@@ -58,7 +61,20 @@ def _worth_keeping(size: Tensor, cost: Tensor, most: int) -> Tensor:
     lowest = cost[order].cummin(0).values
     is_cheaper = torch.ones(len(order), dtype=torch.bool)
     is_cheaper[1:] = lowest[1:] < lowest[:-1]
-    return order[is_cheaper]
+    order = order[is_cheaper]
+    return order if len(order) <= SELECTIONS else order[_is_kept(size[order])]
+
+
+def _is_kept(size: Tensor) -> Tensor:
+    """Return (N,) bool: the last, which is the cheapest, of each group of similar sizes, and the smallest of all.
+
+    Args:
+        size: (N,) int64, rising.
+    """
+    group = (size - size[0]) * (SELECTIONS - 1) // (size[-1] - size[0])
+    is_kept = torch.ones(len(size), dtype=torch.bool)
+    is_kept[1:-1] = group[1:-1] != group[2:]
+    return is_kept
 
 
 def _walked_back(kept_by_item: Sequence[Tensor], counts: Sequence[int]) -> tuple[int, ...]:
