@@ -20,8 +20,8 @@ SELECTIONS = 1 << 16
 def cheapest_choices(sizes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], budget: int) -> tuple[int, ...]:
     """Return the index of the choice for each item: the sum of their costs is the least that the budget allows.
 
-    Of selections that cost the same, a smallest one is taken. With more than `SELECTIONS` partial selections the sum is
-    the least but for differences in size of a 65,536th of their range.
+    Of selections that cost the same, a smallest one is taken. With more than `SELECTIONS` partial selections after an
+    item, those that differ in size by less than a 65,536th of their range are taken for one, and the sum may be larger.
 
     Args:
         sizes: of the choices of each item, 0 or more.
