@@ -13,8 +13,13 @@ RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 ONNX_RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino", "tensorrt")
 """Those that read ONNX files, in the order in which one is taken by itself."""
 
-Calibrator = Literal["max", "percentile", "mse", "entropy"]
-CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
+HistogramCalibrator = Literal["max", "percentile", "mse", "entropy"]
+CALIBRATORS: tuple[HistogramCalibrator, ...] = get_args(HistogramCalibrator)
+"""Those that look at nothing but a histogram of the values."""
+LossAware = Literal["loss-aware"]
+LOSS_AWARE: LossAware = "loss-aware"
+"""Takes for each tensor what one of the others proposes, by what that does to the outputs of the network."""
+Calibrator = Literal[HistogramCalibrator, LossAware]
 
 Equalization = Literal["ranges", "noise"]
 EQUALIZATIONS: tuple[Equalization, ...] = get_args(Equalization)

@@ -22,7 +22,7 @@ from repquant.graph.layout import Layout, find_layout
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan, make_plan
 from repquant.graph.run import Batch
-from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.calibrate import collect_histograms, find_ranges
 from repquant.methods.method import PtqMethod
 from repquant.methods.mixed_precision import check_average_bits, choose_weight_bits, preparing_target
 from repquant.methods.ptq import prepare, round_graph
@@ -140,6 +140,7 @@ class Calibrated:
         graph: float, channels scaled, identity branches where the method wants them.
         layout: where it will be rounded.
         histograms: tensor name -> histogram.
+        batches: that they are of; "loss-aware" reads the first ones again.
         target: the schemes.
         method: what is done beside finding ranges.
     """
@@ -147,12 +148,24 @@ class Calibrated:
     graph: fx.GraphModule
     layout: Layout
     histograms: dict[str, Histogram]
+    batches: Iterable[Batch]
     target: Target
     method: PtqMethod
 
-    def plan(self, calibrator: str, *, percentile: float = 99.99) -> Plan:
-        """Return the plan with the ranges that a calibrator finds."""
-        ranges = activation_ranges(calibrator, self.histograms, self.target, percentile=percentile)
+    def plan(
+        self, calibrator: str, *, percentile: float = 99.99, on_batch: Callable[[int], None] = lambda _: None
+    ) -> Plan:
+        """Return the plan with the ranges that a calibrator finds; see `methods.calibrate.find_ranges`."""
+        ranges = find_ranges(
+            calibrator,
+            self.graph,
+            self.layout,
+            self.histograms,
+            self.target,
+            self.batches,
+            percentile=percentile,
+            on_batch=on_batch,
+        )
         return make_plan(self.layout, ranges, self.target)
 
     def with_average_bits(
@@ -202,7 +215,8 @@ def quantize(
         batches: any iterable of tensors, tuples, dicts of keyword inputs or (input, label) pairs, such as a DataLoader;
             it is read several times.
         target: runtime that will serve the model, or its schemes from `resolve_target`.
-        calibrator: "max", "percentile", "mse" or "entropy".
+        calibrator: "max", "percentile", "mse" or "entropy"; "loss-aware" takes for each tensor what one of them
+            proposes, by what that does to the outputs on the first 64 images (`methods.loss_aware`).
         percentile: percentage of magnitudes that the percentile calibrator keeps.
         method: what is done beside finding ranges.
         keep_float: names of layers, operators or enclosing modules that stay in float; "first" and "last".
@@ -233,7 +247,7 @@ def quantize(
         scaled_for = preparing_target(schemes, average_bits)
         prepared = prepare(graph, method, scaled_for, batches, keep_float, partial(on_progress, "scale channels"))
         calibrated = collect(prepared, batches, schemes, method, keep_float, partial(on_progress, "calibrate"))
-        plan = calibrated.plan(calibrator, percentile=percentile)
+        plan = calibrated.plan(calibrator, percentile=percentile, on_batch=partial(on_progress, "choose ranges"))
         if average_bits is not None:
             plan = calibrated.with_average_bits(plan, average_bits, batches, partial(on_progress, "choose bits"))
         rounded = calibrated.round(plan, first_images(batches, rounding_images), partial(on_progress, "round"))
@@ -251,7 +265,9 @@ def collect(
     """Return a prepared network with the histograms of one pass over the batches."""
     layout = find_layout(prepared, target, keep_float)
     histograms = collect_histograms(prepared, layout, batches, on_batch)
-    return Calibrated(graph=prepared, layout=layout, histograms=histograms, target=target, method=method)
+    return Calibrated(
+        graph=prepared, layout=layout, histograms=histograms, batches=batches, target=target, method=method
+    )
 
 
 def captured(model: nn.Module, batches: Iterable[Batch], example: Any = None) -> fx.GraphModule:

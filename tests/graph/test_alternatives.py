@@ -19,10 +19,20 @@ def test_alternatives_take_their_nodes_place_and_what_is_before_them_runs_once()
         calls.append("first")
         return x + y
 
-    alternatives = {double: lambda x, _: x * 0.0, last: lambda x: 3 * x}
+    alternatives = {
+        "double": {double: lambda x, _: x * 0.0},
+        "last": {last: lambda x: 3 * x},
+        "both": {last: lambda x: 3 * x, double: lambda x, _: 10 * x},
+        "all": {first: lambda x, _: x, last: lambda x: x},
+    }
     (whole,) = run_alternatives(
         graph, torch.tensor([[1.0], [5.0]]).expand(2, 3), {first: add}, alternatives, outputs.__setitem__
     )
     assert whole[:, 0].tolist() == [-4, -12]
-    assert {name: found[:, 0].tolist() for name, (found,) in outputs.items()} == {double: [0, 0], last: [12, 36]}
+    assert {name: found[:, 0].tolist() for name, (found,) in outputs.items()} == {
+        "double": [0, 0],
+        "last": [12, 36],
+        "both": [60, 180],
+        "all": [2, 10],
+    }
     assert calls == ["first"]

@@ -46,7 +46,7 @@ def test_the_default_method_is_tried_first_and_is_enough_if_it_meets_the_limit(h
     assert [candidate for candidate, _ in outcome.attempts] == [candidates[0]]
     assert (outcome.best, outcome.met) == (0, True)
     identities = [candidate.method.identity for candidate in candidates]
-    assert identities == ["fused"] * 3 + ["residual"] * has_identity
+    assert identities == ["fused"] * 4 + ["residual"] * has_identity
 
 
 def test_dearer_ones_follow_while_the_limit_is_not_met():

@@ -65,7 +65,7 @@ def run(options: Options) -> None:
         transform,
     )
     from repquant.cli.outputs import output_folder
-    from repquant.cli.quantizing import ImagesOf, calibrate, round_network
+    from repquant.cli.quantizing import ImagesOf, calibrate, plan_for, round_network
     from repquant.data.calibration import draw
     from repquant.data.datasets import open_split
     from repquant.data.loading import Loader
@@ -101,7 +101,7 @@ def run(options: Options) -> None:
         )
 
         timed = calibrate(graph, method, target, calibration, kept)
-        plan = timed.calibrated.plan(options.calibrator, percentile=options.percentile)
+        plan = plan_for(timed.calibrated, options.calibrator, options.percentile)
         rounded = round_network(timed.calibrated, plan, calibration)
 
         started = perf_counter()

@@ -133,7 +133,7 @@ def _quantize(
 ) -> tuple[fx.GraphModule, dict[str, str]]:
     """Return the simulated network, and the unreadable calibration images with the reason for each."""
     from repquant.cli.inputs import kept_names, open_calibration, open_method, skipped_images
-    from repquant.cli.quantizing import calibrate, round_network
+    from repquant.cli.quantizing import calibrate, plan_for, round_network
 
     method = open_method(options, target)
     if target.note:
@@ -142,6 +142,6 @@ def _quantize(
     if method.rounding == "learned" and calibration.rounding:
         say(f"finished layers are kept in {checkpoint}: the same command goes on from there")
     calibrated = calibrate(graph, method, target, calibration, kept_names(options)).calibrated
-    plan = calibrated.plan(options.calibrator, percentile=options.percentile)
+    plan = plan_for(calibrated, options.calibrator, options.percentile)
     rounded = round_network(calibrated, plan, calibration, checkpoint=checkpoint)
     return rounded.simulated(), skipped_images({"calibration": calibration.ranges})

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from repquant.choices import (
     CALIBRATORS,
+    LOSS_AWARE,
     RUNTIMES,
     Device,
     Equalization,
@@ -43,7 +44,7 @@ WORKERS = Numbers(0, max(32, 4 * (os.cpu_count() or 1)))
 """Decoding processes beyond these only take memory."""
 
 AUTO = "auto"
-CALIBRATOR_NAMES = Names(CALIBRATORS)
+CALIBRATOR_NAMES = Names((*CALIBRATORS, LOSS_AWARE))
 RUNTIME_NAMES = Names(RUNTIMES)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from repquant.choices import CALIBRATORS
 from repquant.cli.console import finish, say, show_configuration
 from repquant.cli.options import (
     CALIBRATOR_NAMES,
@@ -55,7 +56,11 @@ class Options(
 ):
     """Options of `repquant ptq`."""
 
-    calibrator: str = option("what finds the ranges, a file each", "all", CALIBRATOR_NAMES)
+    calibrator: str = option(
+        "what finds the ranges, a file each; all: those that read histograms, which loss-aware does not alone",
+        "all",
+        CALIBRATOR_NAMES,
+    )
     benchmark: bool = option("measure latency too, beside the float file in the same runtime", False)
 
 
@@ -76,7 +81,7 @@ def run(options: Options) -> None:
     from repquant.report.record import headline, write_record
     from repquant.train.distributed import open_device
 
-    calibrators = CALIBRATOR_NAMES.split(options.calibrator)
+    calibrators = CALIBRATOR_NAMES.split(options.calibrator, CALIBRATORS)
     target = open_target(options)
     average_bits = open_average_bits(options, target)
     runtimes = proving_runtimes(options.runtimes, target)
@@ -153,7 +158,7 @@ def _quantize(
 ) -> _Made:
     """Calibrate once, and round the weights for the ranges of each calibrator."""
     from repquant.cli.inputs import kept_names
-    from repquant.cli.quantizing import calibrate, check_checkpoints, round_network, with_average_bits
+    from repquant.cli.quantizing import calibrate, check_checkpoints, plan_for, round_network, with_average_bits
     from repquant.cli.recording import bits_notes
 
     timed = calibrate(graph, method, target, calibration, kept_names(options), average_bits)
@@ -161,7 +166,7 @@ def _quantize(
     searches = {}
     for calibrator in calibrators:
         started = perf_counter()
-        plans[calibrator] = timed.calibrated.plan(calibrator, percentile=options.percentile)
+        plans[calibrator] = plan_for(timed.calibrated, calibrator, options.percentile)
         searches[calibrator] = perf_counter() - started
     started = perf_counter()
     if average_bits is not None:

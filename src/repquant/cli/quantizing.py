@@ -90,6 +90,17 @@ def calibrate(
     return Timed(calibrated, middle - started, perf_counter() - middle)
 
 
+def plan_for(calibrated: Calibrated, calibrator: str, percentile: float) -> Plan:
+    """Return the plan with the ranges that a calibrator finds."""
+    from repquant.choices import LOSS_AWARE
+    from repquant.methods.loss_aware import IMAGES
+
+    if calibrator != LOSS_AWARE:
+        return calibrated.plan(calibrator, percentile=percentile)
+    with progress("choose ranges", IMAGES) as advance:
+        return calibrated.plan(calibrator, percentile=percentile, on_batch=advance)
+
+
 def with_average_bits(
     calibrated: Calibrated, plans: Mapping[str, Plan], calibration: Calibration, average_bits: float
 ) -> dict[str, Plan]:

@@ -1,5 +1,6 @@
-"""A network run again and again with one node computed in another way; what lies before that node runs once."""
+"""A network run again and again with some nodes computed in another way; what lies before them runs once."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,7 @@ def run_alternatives(
     graph: fx.GraphModule,
     batch: Batch,
     replaced: Mapping[str, Compute],
-    alternatives: Mapping[str, Compute] = MappingProxyType({}),
+    alternatives: Mapping[str, Mapping[str, Compute]] = MappingProxyType({}),
     see: SeeOutputs = lambda *_: None,
 ) -> tuple[Tensor, ...]:
     """Return the outputs of a network for a batch, and show those with each alternative.
@@ -28,34 +29,32 @@ def run_alternatives(
     Args:
         graph: from `capture`.
         batch: see `graph.run.inputs_of`.
-        replaced: node name -> how it is computed in all runs, but for its own alternative.
-        alternatives: node name -> how it is computed in one further run.
+        replaced: node name -> how it is computed in all runs, but where an alternative has it too.
+        alternatives: name of a further run -> node name -> how it is computed there. Nodes compute: none is an input.
         see: called with the name of an alternative and the outputs of the network with it.
 
     Raises:
         InputError: a batch that does not fit the network.
     """
-    runner = _Runner(graph, replaced)
+    runner = _Runner(graph)
     nodes = [node for node in graph.graph.nodes if node.op != "placeholder"]
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     values: dict[fx.Node, Any] = dict(zip(placeholders, inputs_of(graph, batch), strict=True))
+    position = {node.name: index for index, node in enumerate(nodes)}
+    beginning: dict[int, list[str]] = defaultdict(list)
+    for name, computes in alternatives.items():
+        beginning[min(position[node] for node in computes)].append(name)
     for index, node in enumerate(nodes):
-        if node.name in alternatives:
-            branch = dict(values)
-            runner.step(node, branch, alternatives[node.name])
-            see(node.name, runner.finish(nodes[index + 1 :], branch))
+        for name in beginning[index]:
+            see(name, runner.finish(nodes[index:], dict(values), {**replaced, **alternatives[name]}))
         if node.op == "output":
             break
         runner.step(node, values, replaced.get(node.name))
-    return runner.finish(nodes[-1:], values)
+    return runner.finish(nodes[-1:], values, replaced)
 
 
 class _Runner(fx.Interpreter):
     """Computes nodes one by one, each with its own function or another."""
-
-    def __init__(self, graph: fx.GraphModule, replaced: Mapping[str, Compute]) -> None:
-        super().__init__(graph)
-        self._replaced = replaced
 
     def step(self, node: fx.Node, values: dict[fx.Node, Any], compute: Compute | None) -> None:
         """Add the value of a node to `values`, and drop those that nobody needs any more."""
@@ -68,8 +67,10 @@ class _Runner(fx.Interpreter):
         for done in self.user_to_last_uses.get(node, []):
             del values[done]
 
-    def finish(self, nodes: Sequence[fx.Node], values: dict[fx.Node, Any]) -> tuple[Tensor, ...]:
+    def finish(
+        self, nodes: Sequence[fx.Node], values: dict[fx.Node, Any], replaced: Mapping[str, Compute]
+    ) -> tuple[Tensor, ...]:
         """Compute the rest, and return the output tensors."""
         for node in nodes:
-            self.step(node, values, self._replaced.get(node.name))
+            self.step(node, values, replaced.get(node.name))
         return tuple(leaf for leaf in pytree.tree_leaves(values[nodes[-1]]) if isinstance(leaf, Tensor))

@@ -7,9 +7,9 @@ from time import perf_counter
 from torch import fx
 
 from repquant.graph.layout import Layout, find_layout
-from repquant.graph.plan import Plan, make_plan
+from repquant.graph.plan import Plan, Range, make_plan
 from repquant.graph.run import Batch
-from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.calibrate import collect_histograms, find_ranges
 from repquant.methods.judges import Judge, Score
 from repquant.methods.learning_time import seconds_a_step
 from repquant.methods.method import PtqMethod
@@ -36,8 +36,8 @@ class SearchData:
     Attributes:
         ranges: batches that ranges are calibrated on.
         rounding: batches that weights are rounded for.
-        ranking: batches that layers are ranked on, should some stay in float; 64 images are enough, since the order of
-            the layers counts, not how much each of them loses.
+        ranking: batches that ranges are compared on, and layers ranked, should some stay in float; 64 images are
+            enough, since the order counts, not how much each loses.
     """
 
     ranges: Iterable[Batch]
@@ -47,6 +47,8 @@ class SearchData:
 
 @dataclass(frozen=True)
 class _Tried:
+    """An attempt; `seconds` are of rounding and judging: what comes before is there for the next one."""
+
     candidate: Candidate
     score: Score
     rounded: Rounded
@@ -55,10 +57,18 @@ class _Tried:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A prepared network, the histograms of its tensors by their sources, and the bits of its layers, once chosen."""
+    """A prepared network, and what was found for it.
+
+    Attributes:
+        graph: the network.
+        histograms: sources of a tensor -> histogram of its values.
+        ranges: calibrator and sources of a tensor -> its range.
+        weight_bits: bits of its layers, once chosen.
+    """
 
     graph: fx.GraphModule
     histograms: dict[tuple[str, ...], Histogram] = field(default_factory=dict)
+    ranges: dict[tuple[str, ...], Range] = field(default_factory=dict)
     weight_bits: dict[str, int] = field(default_factory=dict)
 
 
@@ -112,14 +122,16 @@ class Attempts:
     def __call__(self, candidate: Candidate) -> Score:
         """Quantize the network so, and judge it."""
         began = perf_counter()
-        rounded = self._round(candidate)
+        plan = self._plan(candidate)
+        planned = perf_counter()
+        rounded = self._round(candidate, plan)
         self._on_progress("judge", 0)
         score = self._judge(rounded.simulated())
-        tried = _Tried(candidate, score, rounded, perf_counter() - began)
+        ended = perf_counter()
         if self._best is None or score.loss < self._best.score.loss:
-            self._best = tried
-        self.seconds.append(tried.seconds)
-        self._on_attempt(candidate, score, tried.seconds)
+            self._best = _Tried(candidate, score, rounded, ended - planned)
+        self.seconds.append(ended - began)
+        self._on_attempt(candidate, score, ended - began)
         return score
 
     def learn(self, best: Candidate) -> Iterator[Candidate]:
@@ -156,8 +168,8 @@ class Attempts:
         assert candidate == self._best.candidate, "the others are not kept"
         return self._best.rounded
 
-    def _round(self, candidate: Candidate) -> Rounded:
-        graph, plan = self._prepared(candidate.method).graph, self._plan(candidate)
+    def _round(self, candidate: Candidate, plan: Plan) -> Rounded:
+        graph = self._prepared(candidate.method).graph
         if candidate.method.rounding == "learned" and self._best and self._best.candidate.method == candidate.method:
             # To learn it all again for a layer less would take minutes.
             return with_float_layers(self._best.rounded, graph, plan)
@@ -166,9 +178,7 @@ class Attempts:
     def _plan(self, candidate: Candidate) -> Plan:
         prepared = self._prepared(candidate.method)
         layout = find_layout(prepared.graph, self._target, (*self._kept, *candidate.keep_float))
-        histograms = self._histograms(prepared, layout)
-        ranges = activation_ranges(candidate.calibrator, histograms, self._target, percentile=self._percentile)
-        plan = make_plan(layout, ranges, self._target)
+        plan = make_plan(layout, self._ranges(candidate.calibrator, prepared, layout), self._target)
         if self._average_bits is None:
             return plan
         if not prepared.weight_bits:
@@ -187,6 +197,23 @@ class Attempts:
             graph = prepare(self._graph, method, target, self._data.ranges, self._kept, tell)
             self._networks[key] = _Prepared(graph)
         return self._networks[key]
+
+    def _ranges(self, calibrator: str, prepared: _Prepared, layout: Layout) -> dict[str, Range]:
+        """Return the range of each tensor of a layout; none is chosen twice for the same values."""
+        keys = {name: (calibrator, *tensor.sources) for name, tensor in layout.tensors.items()}
+        if not prepared.ranges.keys() >= set(keys.values()):
+            found = find_ranges(
+                calibrator,
+                prepared.graph,
+                layout,
+                self._histograms(prepared, layout),
+                self._target,
+                in_time(self._data.ranking, self.out_of_time),
+                percentile=self._percentile,
+                on_batch=self._telling("choose ranges"),
+            )
+            prepared.ranges.update({keys[name]: ends for name, ends in found.items()})
+        return {name: prepared.ranges[key] for name, key in keys.items()}
 
     def _histograms(self, prepared: _Prepared, layout: Layout) -> dict[str, Histogram]:
         """Return the histograms of a layout's tensors; with other layers in float other values may share a grid."""

@@ -1,13 +1,15 @@
-"""One pass over the calibration images collects what every calibrator reads."""
+"""One pass over the calibration images collects what every calibrator reads; then each finds its ranges."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, fx
 
+from repquant.choices import LOSS_AWARE
 from repquant.errors import InputError
 from repquant.graph.layout import Layout
 from repquant.graph.plan import Range
 from repquant.graph.run import Batch, observe
+from repquant.methods.loss_aware import loss_aware_ranges
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
 from repquant.targets.target import Target
@@ -38,6 +40,37 @@ def collect_histograms(
     }
     observe(graph, batches, observers, on_batch)
     return histograms
+
+
+def find_ranges(
+    calibrator: str,
+    graph: fx.GraphModule,
+    layout: Layout,
+    histograms: Mapping[str, Histogram],
+    target: Target,
+    batches: Iterable[Batch],
+    *,
+    percentile: float = 99.99,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> dict[str, Range]:
+    """Return the range that a calibrator finds for each tensor: from the histograms, or with the network.
+
+    Args:
+        calibrator: its name.
+        graph: float; the histograms are of its tensors.
+        layout: where it will be rounded.
+        histograms: tensor name -> histogram.
+        target: the schemes.
+        batches: for "loss-aware", see `methods.loss_aware`; the other calibrators do not read them.
+        percentile: percentage of magnitudes that the percentile calibrator keeps.
+        on_batch: called with the number of images after each batch that was read.
+
+    Raises:
+        InputError: a name that is not known, a percentile outside (0, 100], or no batches where they are needed.
+    """
+    if calibrator == LOSS_AWARE:
+        return loss_aware_ranges(graph, layout, histograms, target, batches, percentile=percentile, on_batch=on_batch)
+    return activation_ranges(calibrator, histograms, target, percentile=percentile)
 
 
 def activation_ranges(

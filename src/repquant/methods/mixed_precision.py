@@ -158,7 +158,7 @@ def measure_losses(
     for batch in batches:
         reference = run(graph, batch)
         for bits, form in forms.items():
-            alternatives = {node: compute for node, (_, compute) in form.items()}
+            alternatives = {node: {node: compute} for node, (_, compute) in form.items()}
             run_alternatives(graph, batch, {}, alternatives, compare(compared[bits], reference))
         count = batch_size(graph, batch)
         images += count

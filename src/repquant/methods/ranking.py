@@ -37,7 +37,7 @@ def rank_layers(
     """
     layers = {point.node: point for point in find_points(graph, rounded) if point.integers is not None}
     alone = {node: Comparison(f"the network with {point.name} quantized alone") for node, point in layers.items()}
-    alternatives = {node: point.in_integers for node, point in layers.items()}
+    alternatives = {node: {node: point.in_integers} for node, point in layers.items()}
     images = 0
     for batch in batches:
         reference = run(graph, batch)

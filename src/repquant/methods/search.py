@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from repquant.choices import Identity, Rounding
+from repquant.choices import LOSS_AWARE, Identity, Rounding
 from repquant.methods.judges import Score
 from repquant.methods.method import PtqMethod, ReconstructionOptions
 
@@ -63,7 +63,7 @@ class Outcome:
 
 def methods(has_identity: bool) -> tuple[Candidate, ...]:
     """Return the default method, and those that take about as long; the last one changes the served graph."""
-    others = tuple(_candidate(calibrator=calibrator) for calibrator in ("percentile", "entropy"))
+    others = tuple(_candidate(calibrator=calibrator) for calibrator in ("percentile", "entropy", LOSS_AWARE))
     return (_candidate(), *others, *((_candidate(identity="residual"),) if has_identity else ()))
 
 

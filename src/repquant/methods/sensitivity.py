@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repquant.errors import InputError
-from repquant.graph.alternatives import run_alternatives
+from repquant.graph.alternatives import Compute, run_alternatives
 from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.run import Batch, Observer, batch_size, run
 from repquant.methods.divergence import Comparison, Divergence, compare
@@ -174,8 +174,8 @@ def measure_sensitivity(
         wholes["both"].add(reference, run(simulated, batch))
         wholes["weights"].add(reference, run_alternatives(graph, batch, weights))
         wholes["activations"].add(reference, run_alternatives(graph, batch, activations))
-        run_alternatives(graph, batch, {}, in_integers, compare(alone, reference))
-        run_alternatives(graph, batch, in_integers, in_float, compare(spared, reference))
+        run_alternatives(graph, batch, {}, _one_by_one(in_integers), compare(alone, reference))
+        run_alternatives(graph, batch, in_integers, _one_by_one(in_float), compare(spared, reference))
         count = batch_size(graph, batch)
         images += count
         on_batch(count)
@@ -200,6 +200,11 @@ def measure_sensitivity(
         histogram=_most_diagonal(graph, points),
         worst=_worst(points, layers, noises),
     )
+
+
+def _one_by_one(computes: Mapping[str, Compute]) -> dict[str, dict[str, Compute]]:
+    """Return an alternative for each node."""
+    return {node: {node: compute} for node, compute in computes.items()}
 
 
 class _Noise:

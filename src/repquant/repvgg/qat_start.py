@@ -17,7 +17,7 @@ from repquant.graph.capture import capture
 from repquant.graph.channels import apply_scales
 from repquant.graph.layout import find_layout
 from repquant.graph.plan import Plan, make_plan
-from repquant.methods.calibrate import activation_ranges, collect_histograms
+from repquant.methods.calibrate import collect_histograms, find_ranges
 from repquant.methods.equalize import find_scales
 from repquant.methods.feedback import round_weights
 from repquant.methods.identity import identity_layers, split_identity
@@ -131,7 +131,9 @@ def start_qat(
     graph = _set_apart(graph, residuals, target)
     layout = find_layout(graph, target, keep_float)
     histograms = collect_histograms(graph, layout, calibration())
-    ranges = activation_ranges(options.calibrator, histograms, target, percentile=options.percentile)
+    ranges = find_ranges(
+        options.calibrator, graph, layout, histograms, target, calibration(), percentile=options.percentile
+    )
     plan = make_plan(layout, ranges, target)
     plan = replace(plan, weight_grids=find_weight_grids(graph, method.weight_ranges, plan))
     if method.rounding == "feedback" and next(iter(rounding()), None) is not None:

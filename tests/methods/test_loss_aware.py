@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+
+import repquant as rq
+from repquant.errors import InputError
+from repquant.graph.capture import capture
+from repquant.graph.layout import find_layout
+from repquant.graph.run import run
+from repquant.methods.calibrate import collect_histograms
+from repquant.methods.divergence import Comparison
+from repquant.methods.loss_aware import candidate_ranges, choose_ranges, loss_aware_ranges
+from repquant.numerics.affine import grid_for_range
+from repquant.numerics.histogram import Histogram
+from repquant.numerics.ranges import search_range
+from repquant.simulation.layers import FakeQuantize
+from repquant.targets.target import resolve_target
+
+TARGET = resolve_target("onnxruntime", fast_int8_dot=True)
+
+
+class Joined(nn.Module):
+    """Two branches whose values are read together, with rare large ones in front of an average."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.last, self.head = nn.Conv2d(12, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        joined = torch.cat([torch.relu(self.first(x)), nn.functional.silu(self.second(x))], 1)
+        return self.head(nn.functional.silu(self.last(joined)).pow(3).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    graph = capture(Joined().eval(), images[:2])
+    layout = find_layout(graph, TARGET)
+    return graph, layout, [images[:10], images[10:]], collect_histograms(graph, layout, [images])
+
+
+def harm(graph, layout, name, ends, batches):
+    """What a tensor does by itself, by another road: observers that put its rounded value in its place."""
+    quantize = FakeQuantize(grid_for_range(*ends, TARGET.activation))
+    comparison = Comparison("it")
+    for batch in batches:
+        comparison.add(run(graph, batch), run(graph, batch, dict.fromkeys(layout.tensors[name].sources, quantize)))
+    return comparison.result().harm
+
+
+def test_the_range_that_changes_the_outputs_least_is_taken_for_each_tensor(prepared):
+    graph, layout, batches, _ = prepared
+    candidates = dict.fromkeys(layout.tensors, ((0.0, 0.5), (-0.3, 2.0), (-8.0, 8.0), (-0.4, 40.0)))
+    read = []
+    with torch.inference_mode():
+        chosen = choose_ranges(graph, layout, candidates, TARGET, batches, read.append)
+        for name, tensor in layout.tensors.items():
+            losses = [harm(graph, layout, name, ends, batches) for ends in candidates[name]]
+            best = 0 if tensor.sources == ("x",) else losses.index(min(losses))  # nothing computes the input
+            assert chosen[name] == candidates[name][best]
+    assert read == [10, 6]
+    assert len(set(chosen.values())) > 2
+    assert any(len(tensor.sources) == 2 for tensor in layout.tensors.values())
+
+
+def test_of_candidates_alike_the_first_is_taken(prepared):
+    graph, layout, batches, _ = prepared
+    ends = dict.fromkeys(layout.tensors, ((-1.0, 3.0), (-1.0, 3.0)))
+    assert set(choose_ranges(graph, layout, ends, TARGET, batches).values()) == {(-1.0, 3.0)}
+
+
+def test_the_range_of_mse_comes_first_and_none_is_tried_twice():
+    tailed, uniform = Histogram(), Histogram()
+    tailed.update(torch.randn(100_000, generator=torch.Generator().manual_seed(0)).pow(3))
+    uniform.update(torch.linspace(0, 1, 10_000))
+    ranges = candidate_ranges(tailed, TARGET)
+    assert ranges[0] == search_range("mse", tailed, TARGET.activation)
+    assert search_range("max", tailed, TARGET.activation) in ranges
+    assert search_range("percentile", tailed, TARGET.activation, percentile=99.9) in ranges
+    assert len(set(ranges)) == len(ranges) > 3
+    assert candidate_ranges(uniform, TARGET) == (search_range("mse", uniform, TARGET.activation),)
+
+
+def test_without_images_nothing_is_chosen(prepared):
+    graph, layout, _, histograms = prepared
+    with pytest.raises(InputError, match="no images to compare ranges on"):
+        loss_aware_ranges(graph, layout, histograms, TARGET, [])
+
+
+def test_quantize_takes_it_as_a_calibrator_and_tells_of_its_progress():
+    images = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(10)]
+    steps = {}
+    int8 = rq.quantize(
+        Joined().eval(),
+        images,
+        target=TARGET,
+        calibrator="loss-aware",
+        on_progress=lambda step, done: steps.setdefault(step, []).append(done),
+    )
+    assert steps["choose ranges"] == [8] * 8  # 64 of 80 images
+    assert set(int8.plan.grids) == set(int8.plan.layout.tensors)
