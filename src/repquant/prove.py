@@ -168,7 +168,7 @@ def prove(
         output=None,
         config={"target": target.name, "runtimes": list(runtimes)},
         inputs={},
-        environment=environment(),
+        environment=environment({name: engines[name] for name in runtimes}),
         notes=(target.note,) if target.note else (),
         float_row=rows[0],
         results=tuple(rows[1:]),

@@ -7,6 +7,7 @@ import numpy as np
 
 from repquant.bench import environment as module
 from repquant.bench.environment import environment, machine_lines
+from repquant.runtimes.executed import Executed
 
 
 def test_says_what_a_measurement_depends_on():
@@ -16,6 +17,24 @@ def test_says_what_a_measurement_depends_on():
     assert 1 <= facts["cores"] <= os.cpu_count()
     assert facts["torch_threads"] >= 1
     assert isinstance(facts["cpu_int8_flags"], list)
+
+
+def test_engines_tell_their_kernels():
+    class Telling:
+        def executed(self):
+            kernels = (
+                ("Conv", True, "tiles_i8"),
+                ("Conv", True, "tiles_i8"),
+                ("Conv", False, "f32"),
+                ("Pool", True, "p"),
+            )
+            return tuple(
+                Executed(kind=kind, name="", is_integer=is_integer, kernel=kernel)
+                for kind, is_integer, kernel in kernels
+            )
+
+    assert environment({"a": Telling(), "b": object()})["integer_kernels"] == {"a": ["tiles_i8"]}
+    assert environment()["integer_kernels"] == {}
 
 
 def test_is_strict_json_and_names_no_path_of_the_machine():

@@ -49,6 +49,7 @@ def test_record_tells_what_was_run(ptq_run):
     assert len(record.inputs["weights"]) == 64
     assert (record.calibration.images, len(record.calibration.sha256)) == (16, 64)
     assert record.environment["packages"]["torch"]
+    assert set(record.environment["integer_kernels"]) == {"openvino"}  # ONNX Runtime names none
 
 
 def test_resolved_configuration_and_table_are_shown(ptq_run):

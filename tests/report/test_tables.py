@@ -82,6 +82,12 @@ def test_section_says_what_it_was_measured_with(record):
     assert text.endswith("- This CPU has VNNI.\n")
 
 
+def test_section_names_the_kernels_that_engines_told_of(record):
+    told = replace(record, environment=record.environment | {"integer_kernels": {"openvino": ["tiles_i8", "dot_i8"]}})
+    text = markdown_section(told, COMPARISON, "RepVGG-A0")
+    assert "onnxruntime 1.32.0; openvino multiplied integers with tiles_i8, dot_i8.\n" in text
+
+
 def test_section_of_a_bare_record(record):
     bare = replace(record, float_row=None, results=(), skipped={}, calibration=None)
     assert "- 0 images evaluated.\n" in markdown_section(bare, COMPARISON, "Nothing")

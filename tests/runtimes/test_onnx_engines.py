@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from repquant.errors import InputError
 from repquant.runtimes.classifier import Classifier
+from repquant.runtimes.executed import integer_kernels
 from repquant.runtimes.interface import Runtime
 from repquant.runtimes.onnxruntime import OnnxRuntime
 from repquant.runtimes.openvino import OpenVinoRuntime
@@ -135,6 +136,13 @@ def test_executed_operators_say_which_products_are_of_integers(engine, float_mod
 
     assert not any(operator.is_integer for operator in products(float_model))
     assert any(operator.is_integer for operator in products(qdq_model))
+
+
+def test_kernels_of_integer_products_are_named_where_the_engine_names_them(engine, float_model, qdq_model):
+    named = integer_kernels(engine(qdq_model.path))
+    assert bool(named) == (engine is OpenVinoRuntime)
+    assert all(kernel.lower().endswith("i8") for kernel in named)
+    assert integer_kernels(engine(float_model.path)) == []
 
 
 def save_identity(path: Path, kind: int, shape: list[str | int], node: str = "Flatten") -> None:

@@ -4,19 +4,22 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from repquant import __version__
 from repquant.runtimes.cpu import cpu_model, int8_flags, read_cpuinfo
+from repquant.runtimes.executed import integer_kernels
 
 _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino")
 
 
-def environment() -> dict[str, object]:
+def environment(engines: Mapping[str, object] = MappingProxyType({})) -> dict[str, object]:
     """Return what a reader needs to judge a measurement; nothing in it names a user, a host or a path.
 
+    `integer_kernels` holds, by the name of each engine that tells, the kernels that it multiplied integers with.
     A package that is not installed has the version None, and so has a CPU whose model can't be read.
     `cpu_int8_flags` is empty where the CPU has no int8 dot-product instructions, or does not say.
     """
@@ -28,6 +31,7 @@ def environment() -> dict[str, object]:
         "machine": platform.machine(),
         "cpu": cpu_model(cpuinfo),
         "cpu_int8_flags": list(int8_flags(cpuinfo)),
+        "integer_kernels": {name: kernels for name, engine in engines.items() if (kernels := integer_kernels(engine))},
         "cores": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -32,11 +32,19 @@ _DISAGREEMENTS = 8  # of each quantized model, for the record
 
 @dataclass(frozen=True)
 class Proof:
-    """The float row, one row for each quantized model and runtime, and the images that float and INT8 see otherwise."""
+    """What was measured, and where.
+
+    Attributes:
+        float_row: of the float model.
+        rows: one for each quantized model and runtime.
+        disagreements: images that float and INT8 see otherwise.
+        environment: as `bench.environment` gives it.
+    """
 
     float_row: Row
     rows: tuple[Row, ...]
     disagreements: tuple[DisagreementRecord, ...]
+    environment: dict[str, object]
 
 
 def proving_runtimes(names: str, target: Target) -> tuple[str, ...]:
@@ -98,6 +106,7 @@ def prove(
             alone.
         benchmark: measure latency too, of one image, beside the float file in the same runtime.
     """
+    from repquant.bench.environment import environment
     from repquant.check import require_taken
     from repquant.cli.inputs import file_facts
     from repquant.evaluate.disagreement import largest_disagreements
@@ -183,7 +192,12 @@ def prove(
     examples = dict(zip(places, loader.examples(places), strict=True))
     pictures = {CALIBRATION: calibration.examples(), EVALUATION: examples.values()}
     write_thumbnails(Thumbnails.of(pictures), folder / FILE)
-    return Proof(float_row, tuple(rows), disagreement_records(found, examples, loader.class_name))
+    return Proof(
+        float_row=float_row,
+        rows=tuple(rows),
+        disagreements=disagreement_records(found, examples, loader.class_name),
+        environment=environment({runtime: engines[f"{name}/{runtime}"] for name in quantized for runtime in runtimes}),
+    )
 
 
 def with_latency(

@@ -59,7 +59,6 @@ def record_of(
         calibration_seconds: the pass over the calibration images.
         work_seconds: to make the models out of the float one.
     """
-    from repquant.bench.environment import environment
     from repquant.cli.inputs import hashed_weights, saturation_notes
     from repquant.report.record import Record
 
@@ -69,7 +68,7 @@ def record_of(
         output=output,
         config=config,
         inputs=hashed_weights(options),
-        environment=environment(),
+        environment=proof.environment,
         calibration=calibration.record(calibration_seconds),
         notes=tuple(note for note in (*notes, target.note, *saturation_notes(target, tuple(ran))) if note),
         skipped=dict(skipped),

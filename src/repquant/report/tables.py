@@ -103,7 +103,11 @@ def _hardware(record: Record) -> str:
     packages = {"repquant": facts["repquant"], "python": facts["python"], **facts["packages"]}
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version is not None)
     flags = f" ({', '.join(facts['cpu_int8_flags'])})" if facts["cpu_int8_flags"] else ""
-    return f"{facts['cpu'] or facts['machine']}{flags}, {facts['cores']} cores; {versions}"
+    kernels = "".join(
+        f"; {engine} multiplied integers with {', '.join(names)}"
+        for engine, names in facts.get("integer_kernels", {}).items()  # older records have none
+    )
+    return f"{facts['cpu'] or facts['machine']}{flags}, {facts['cores']} cores; {versions}{kernels}"
 
 
 _TOP1 = Column("top-1\n%", lambda row: _number(row.top1, 2))

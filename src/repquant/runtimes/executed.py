@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import onnx
 
@@ -29,16 +30,35 @@ class Executed:
         kind: the engine's name for it.
         name: of the node, as far as the engine keeps it.
         is_integer: it reads integers of 8 bits and multiplies, moves or looks them up as such.
+        kernel: the engine's name for what it computes with, which says the instruction set; "" where it tells none.
     """
 
     kind: str
     name: str
     is_integer: bool
+    kernel: str = ""
 
     @property
     def is_product(self) -> bool:
         """Whether it is a convolution, a linear layer or a matrix product."""
         return any(self.kind.endswith(kind) for kind in PRODUCTS) or self.kind in ("QGemm", "FusedConv")
+
+
+@runtime_checkable
+class ExecutingRuntime(Protocol):
+    """An engine that tells what it runs."""
+
+    def executed(self) -> tuple[Executed, ...]:
+        """Return the operators that the engine runs for its file, in their order."""
+        ...
+
+
+def integer_kernels(engine: object) -> list[str]:
+    """Return the kernels that an engine multiplies integers with, each once; none where it does not name them."""
+    if not isinstance(engine, ExecutingRuntime):
+        return []
+    kernels = (each.kernel for each in engine.executed() if each.is_product and each.is_integer)
+    return sorted({kernel for kernel in kernels if kernel})
 
 
 def executed_nodes(model: onnx.ModelProto) -> Iterator[Executed]:

@@ -103,14 +103,17 @@ class OpenVinoRuntime(NamedValues):
 
     def executed(self) -> tuple[Executed, ...]:
         """Return the operators that the engine runs for this file, in their order."""
-        return tuple(
-            Executed(
-                kind=node.get_rt_info()["layerType"].astype(str),
-                name=node.get_friendly_name(),
-                is_integer=node.get_rt_info()["runtimePrecision"].astype(str) in ("i8", "u8"),
-            )
-            for node in self._model.get_runtime_model().get_ops()
-        )
+        return tuple(_executed(node) for node in self._model.get_runtime_model().get_ops())
+
+
+def _executed(node: Any) -> Executed:
+    facts = node.get_rt_info()
+    return Executed(
+        kind=facts["layerType"].astype(str),
+        name=node.get_friendly_name(),
+        is_integer=facts["runtimePrecision"].astype(str) in ("i8", "u8"),
+        kernel=facts["primitiveType"].astype(str),
+    )
 
 
 def layer_times(infos: Iterable[Any]) -> list[LayerTime]:
