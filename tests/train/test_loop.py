@@ -297,6 +297,13 @@ def test_a_compiled_epoch_is_near_that_of_the_network_itself(recipe, trainer, tm
     assert reports["compiled"].loss == pytest.approx(reports["eager"].loss, rel=1e-3)
 
 
+def test_compiling_leaves_the_layout_alone_on_the_cpu(recipe, trainer, monkeypatch):
+    given = {}
+    monkeypatch.setattr(torch, "compile", lambda network, **settings: given.update(settings) or network)
+    trainer(recipe(compile=True))
+    assert given == {"options": {"layout_optimization": False}}
+
+
 def test_compiling_needs_a_compiler(recipe, trainer, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler"):

@@ -161,13 +161,16 @@ class Stepper:
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
     """Return the network as torch.compile makes it, with the same parameters; the first passes compile.
 
+    On the CPU the layout of memory stays as it is: torch.compile would choose channels_last for convolutions, whose
+    backward pass ends the process there ("double free", torch 2.13).
+
     Raises:
         InputError: torch.compile needs a C++ compiler on the CPU, and there is none.
     """
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise InputError(f"`compile=True` needs a C++ compiler, and there is no {compiler}; install one or pass False")
-    return cast("nn.Module", torch.compile(network))
+    return cast("nn.Module", torch.compile(network, options={"layout_optimization": device.type != "cpu"}))
 
 
 def _require_fit(moments: Any, optimizer: Optimizer) -> None:
