@@ -141,6 +141,7 @@ def aimet(arguments: argparse.Namespace, _target: str, path: Path) -> None:
         import aimet_torch
         from aimet_torch.cross_layer_equalization import equalize_model
     network = make_network(arguments.model, str(arguments.weights))
+    use_torch_activations(network)
     example = next(iter(Images(arguments)))
     equalize_model(network, dummy_input=example)
     simulated = aimet_torch.QuantizationSimModel(network, example, quant_scheme="tf_enhanced", config_file="default")
@@ -161,6 +162,15 @@ def aimet(arguments: argparse.Namespace, _target: str, path: Path) -> None:
         dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
         opset_version=17,
     )
+
+
+def use_torch_activations(network: torch.nn.Module) -> None:
+    """Put torch's activations in the place of timm's of the same name, which compute the same; AIMET knows no other."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            kind = type(child)
+            if kind.__module__.startswith("timm.layers.activations") and hasattr(torch.nn, kind.__name__):
+                setattr(module, name, getattr(torch.nn, kind.__name__)())
 
 
 QUANTIZERS: dict[str, Callable[[argparse.Namespace, str, Path], None]] = {
@@ -199,7 +209,10 @@ def quantize_once(arguments: argparse.Namespace, target: str, name: str, path: P
     torch.manual_seed(0)
     np.random.seed(0)  # of the tools, which draw from it
     started = perf_counter()
-    QUANTIZERS[name](arguments, target, path)
+    try:
+        QUANTIZERS[name](arguments, target, path)
+    except Exception as error:  # of a tool; its own class may not survive the way to another process
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
     return {"seconds": perf_counter() - started, "peak_mb": peak_mb(), "file_bytes": path.stat().st_size}
 
 
@@ -259,7 +272,7 @@ def run(arguments: argparse.Namespace) -> None:
                 try:
                     row |= alone(quantize_once, arguments, target, name, arguments.output / file)
                 except Exception as error:  # of a tool: the others go on
-                    row["failed"] = f"{type(error).__name__}: {error}"
+                    row["failed"] = str(error)
                 _write(kept, row)
             rows.append(json.loads(kept.read_text()))
             print(json.dumps(rows[-1]), flush=True)
