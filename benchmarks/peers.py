@@ -83,6 +83,11 @@ def ours(arguments: argparse.Namespace, target: str, path: Path) -> None:
     rq.quantize(float_graph(arguments), Images(arguments), target=schemes(target)).save(path)
 
 
+def ours_loss_aware(arguments: argparse.Namespace, target: str, path: Path) -> None:
+    images = Images(arguments)
+    rq.quantize(float_graph(arguments), images, target=schemes(target), calibrator="loss-aware").save(path)
+
+
 def ours_searched(arguments: argparse.Namespace, target: str, path: Path) -> None:
     held_back = Images(arguments, held_back=HELD_BACK)
     found = rq.search(
@@ -175,6 +180,7 @@ def use_torch_activations(network: torch.nn.Module) -> None:
 
 QUANTIZERS: dict[str, Callable[[argparse.Namespace, str, Path], None]] = {
     "repquant": ours,
+    "repquant loss-aware": ours_loss_aware,
     "repquant search": ours_searched,
     "ONNX Runtime": onnxruntime,
     "NNCF": nncf,
