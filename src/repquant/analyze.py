@@ -12,9 +12,8 @@ from repquant.graph.batches import first_images, rereadable
 from repquant.graph.devices import device_of, full_precision
 from repquant.graph.run import Batch
 from repquant.methods.method import PtqMethod
-from repquant.methods.ptq import prepare
 from repquant.methods.sensitivity import Sensitivity, measure_sensitivity
-from repquant.quantize import captured, collect, served_here
+from repquant.quantize import calibrate, captured, served_here
 from repquant.targets.target import Target
 
 AS_IT_IS = PtqMethod(equalization="none", rounding="nearest")
@@ -55,7 +54,7 @@ def analyze(
     batches = rereadable(batches)
     graph, schemes = captured(model, batches, example), served_here(target)
     with full_precision(device_of(graph)):
-        prepared = prepare(graph, method, schemes, batches, keep_float)
-        calibrated = collect(prepared, batches, schemes, method, keep_float)
-        rounded = calibrated.round(calibrated.plan(calibrator), first_images(batches, rounding_images))
-        return measure_sensitivity(prepared, rounded, batches if images is None else images, on_batch)
+        calibrated = calibrate(graph, method, schemes, batches, keep_float)
+        rounded = calibrated.round(calibrated.plan(calibrator), first_images(calibrated.batches, rounding_images))
+        compared_on = calibrated.batches if images is None else images
+        return measure_sensitivity(calibrated.graph, rounded, compared_on, on_batch)

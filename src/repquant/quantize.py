@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
@@ -15,14 +15,15 @@ from repquant.check import require_taken
 from repquant.choices import Calibrator, EndType
 from repquant.errors import InputError
 from repquant.export.files import export_file, require_suffix
-from repquant.graph.batches import example_of, first_images, rereadable
+from repquant.graph.batches import WithoutImages, example_of, first_images, rereadable
 from repquant.graph.capture import Captured
 from repquant.graph.devices import device_of, full_precision, require_float32
+from repquant.graph.interface import captured_of
 from repquant.graph.layout import Layout, find_layout
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan, make_plan
 from repquant.graph.run import Batch
-from repquant.methods.calibrate import collect_histograms, find_ranges
+from repquant.methods.calibrate import collect_with_outliers, find_ranges
 from repquant.methods.method import PtqMethod
 from repquant.methods.mixed_precision import check_average_bits, choose_weight_bits, preparing_target
 from repquant.methods.ptq import prepare, round_graph
@@ -62,10 +63,12 @@ class Quantized:
     Attributes:
         float_graph: the float network with its weights on their grids; biases and channel scales may have changed.
         plan: where it is rounded, and on which grids.
+        outliers: places of the calibration images that were left out (`methods.outlying_images`).
     """
 
     float_graph: fx.GraphModule
     plan: Plan
+    outliers: tuple[int, ...] = field(default=(), kw_only=True)
 
     @cached_property
     def module(self) -> fx.GraphModule:
@@ -140,9 +143,10 @@ class Calibrated:
         graph: float, channels scaled, identity branches where the method wants them.
         layout: where it will be rounded.
         histograms: tensor name -> histogram.
-        batches: that they are of; "loss-aware" reads the first ones again.
+        batches: that they are of; what follows reads these too.
         target: the schemes.
         method: what is done beside finding ranges.
+        outliers: places of the images that `batches` leaves out of those that were given.
     """
 
     graph: fx.GraphModule
@@ -151,6 +155,7 @@ class Calibrated:
     batches: Iterable[Batch]
     target: Target
     method: PtqMethod
+    outliers: tuple[int, ...] = ()
 
     def plan(
         self, calibrator: str, *, percentile: float = 99.99, on_batch: Callable[[int], None] = lambda _: None
@@ -207,7 +212,8 @@ def quantize(
     """Return the INT8 form of a network for a target; labels are not needed.
 
     Sums of linear branches become one convolution, channels are scaled by a model of the rounding noise, one pass over
-    the batches finds the ranges of the activations, and weights are rounded with error feedback.
+    the batches finds the ranges of the activations, and weights are rounded with error feedback. Images that set the
+    network off are left out, see `outliers` of what is returned.
 
     Args:
         model: any module that `torch.export` can follow, in float, or what `reparameterize` returned; it is not
@@ -244,14 +250,57 @@ def quantize(
     batches = rereadable(batches)
     graph = captured(model, batches, example)
     with full_precision(device_of(graph)):
-        scaled_for = preparing_target(schemes, average_bits)
-        prepared = prepare(graph, method, scaled_for, batches, keep_float, partial(on_progress, "scale channels"))
-        calibrated = collect(prepared, batches, schemes, method, keep_float, partial(on_progress, "calibrate"))
+        calibrated = calibrate(
+            graph,
+            method,
+            schemes,
+            batches,
+            keep_float,
+            scaled_for=preparing_target(schemes, average_bits),
+            on_progress=on_progress,
+        )
+        batches = calibrated.batches
         plan = calibrated.plan(calibrator, percentile=percentile, on_batch=partial(on_progress, "choose ranges"))
         if average_bits is not None:
             plan = calibrated.with_average_bits(plan, average_bits, batches, partial(on_progress, "choose bits"))
         rounded = calibrated.round(plan, first_images(batches, rounding_images), partial(on_progress, "round"))
-    return Quantized(rounded.graph, rounded.plan)
+    return Quantized(rounded.graph, rounded.plan, outliers=calibrated.outliers)
+
+
+def calibrate(
+    graph: fx.GraphModule,
+    method: PtqMethod,
+    target: Target,
+    batches: Iterable[Batch],
+    keep_float: Collection[str] = (),
+    *,
+    scaled_for: Target | None = None,
+    on_progress: Progress = _silent,
+) -> Calibrated:
+    """Prepare a network for its target and collect its histograms, again without outliers where there are any.
+
+    Args:
+        graph: from `capture`.
+        method: how.
+        target: the schemes.
+        batches: that can be read several times.
+        keep_float: layers that stay in float.
+        scaled_for: the schemes that channels are scaled for; those of `target` by default.
+        on_progress: see `Progress`.
+
+    Raises:
+        InputError: as `methods.ptq.prepare` and `collect`.
+    """
+
+    def once(batches: Iterable[Batch]) -> Calibrated:
+        scale = partial(on_progress, "scale channels")
+        prepared = prepare(graph, method, scaled_for or target, batches, keep_float, scale)
+        return collect(prepared, batches, target, method, keep_float, partial(on_progress, "calibrate"))
+
+    calibrated = once(batches)
+    if not (outliers := calibrated.outliers):
+        return calibrated
+    return replace(once(WithoutImages(batches, frozenset(outliers))), outliers=outliers)
 
 
 def collect(
@@ -262,11 +311,18 @@ def collect(
     keep_float: Collection[str],
     on_batch: Callable[[int], None] = lambda _: None,
 ) -> Calibrated:
-    """Return a prepared network with the histograms of one pass over the batches."""
+    """Return a prepared network with the histograms of one pass over the batches; outliers are named, not left out."""
     layout = find_layout(prepared, target, keep_float)
-    histograms = collect_histograms(prepared, layout, batches, on_batch)
+    histograms, outliers = collect_with_outliers(prepared, layout, batches, on_batch)
+    is_free = captured_of(prepared).dynamic_batch  # else a batch can't get smaller
     return Calibrated(
-        graph=prepared, layout=layout, histograms=histograms, batches=batches, target=target, method=method
+        graph=prepared,
+        layout=layout,
+        histograms=histograms,
+        batches=batches,
+        target=target,
+        method=method,
+        outliers=outliers if is_free else (),
     )
 
 

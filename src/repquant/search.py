@@ -6,16 +6,19 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from repquant.errors import InputError
-from repquant.graph.batches import first_images, rereadable
+from repquant.graph.batches import WithoutImages, first_images, rereadable
 from repquant.graph.devices import device_of, full_precision
+from repquant.graph.interface import captured_of
+from repquant.graph.layout import find_layout
 from repquant.graph.run import Batch
 from repquant.methods.attempts import Attempts, SearchData
 from repquant.methods.identity import count_identities
 from repquant.methods.judges import LogitsJudge, Metric, MetricJudge, Score
 from repquant.methods.mixed_precision import check_average_bits
+from repquant.methods.outlying_images import describe, find_outlying_images
 from repquant.methods.search import Candidate, Outcome, find_best, methods
 from repquant.quantize import Progress, Quantized, captured, served_here
 from repquant.targets.target import Target
@@ -88,6 +91,9 @@ def search(
         check_average_bits(average_bits, schemes)
     batches = rereadable(batches)
     graph = captured(model, batches, example)
+    outliers = _outliers(graph, schemes, batches, keep_float)
+    if outliers:
+        batches = WithoutImages(batches, frozenset(outliers))
     judge: MetricJudge | LogitsJudge
     if evaluate is not None:
         judge = MetricJudge(graph, evaluate)
@@ -120,4 +126,15 @@ def search(
             attempts.out_of_time,
         )
     rounded = attempts.rounded(outcome.attempts[outcome.best][0])
-    return Found(rounded.graph, rounded.plan, outcome, tuple(attempts.seconds), tuple(attempts.notes))
+    notes = (*attempts.notes, *([describe(outliers)] if outliers else []))
+    return Found(rounded.graph, rounded.plan, outcome, tuple(attempts.seconds), notes, outliers=outliers)
+
+
+def _outliers(
+    graph: fx.GraphModule, target: Target, batches: Iterable[Batch], keep_float: Collection[str]
+) -> tuple[int, ...]:
+    """Return the places of the images that are left out; none where a batch can't get smaller."""
+    if not captured_of(graph).dynamic_batch:
+        return ()
+    with full_precision(device_of(graph)):
+        return find_outlying_images(graph, find_layout(graph, target, keep_float), batches)

@@ -122,24 +122,25 @@ def run(options: Options) -> None:
             evaluation=evaluation,
             skipped=skipped_images({"calibration": calibration.ranges, "evaluation": evaluation}),
             weight_bits=made.weight_bits,
-            notes=[made.cost, *made.notes],
+            notes=[made.cost, *made.outliers, *made.notes],
             calibration_seconds=made.collect_seconds,
             work_seconds=made.seconds,
         )
         write_record(record, folder / "result.json")
     for checkpoint in checkpoints.values():
         checkpoint.unlink(missing_ok=True)
-    tell(record, already_said=1)
+    tell(record, already_said=1 + len(made.outliers))
     say(choice(record))
     finish(headline(record))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Made:
-    """Calibrator -> simulated network, the bits of layers where they differ, and what all of it cost."""
+    """Calibrator -> simulated network, the bits of layers where they differ, and sentences on images and cost."""
 
     networks: dict[str, fx.GraphModule]
     weight_bits: Mapping[str, int]
+    outliers: tuple[str, ...]
     notes: tuple[str, ...]
     cost: str
     collect_seconds: float
@@ -159,7 +160,7 @@ def _quantize(
     """Calibrate once, and round the weights for the ranges of each calibrator."""
     from repquant.cli.inputs import kept_names
     from repquant.cli.quantizing import calibrate, check_checkpoints, plan_for, round_network, with_average_bits
-    from repquant.cli.recording import bits_notes
+    from repquant.cli.recording import bits_notes, outlier_notes
 
     timed = calibrate(graph, method, target, calibration, kept_names(options), average_bits)
     plans = {}
@@ -187,6 +188,7 @@ def _quantize(
     return _Made(
         networks=networks,
         weight_bits=plan.weight_bits,
+        outliers=outlier_notes(timed.calibrated, calibration),
         notes=bits_notes(timed.calibrated.graph, plan),
         cost=(
             f"equalization {method.equalization}: {timed.prepare_seconds:.1f} s; calibration: one pass over "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -70,22 +70,49 @@ def calibrate(
     kept: Collection[str],
     average_bits: float | None = None,
 ) -> Timed:
-    """Prepare the network for its target and collect the histograms that every calibrator reads."""
-    from repquant.methods.equalize import NOISE_IMAGES
+    """Prepare the network for its target and collect the histograms that every calibrator reads.
+
+    Where images are outliers, this is done again without them.
+    """
+    from repquant.graph.batches import WithoutImages
     from repquant.methods.identity import count_identities
     from repquant.methods.mixed_precision import preparing_target
-    from repquant.methods.ptq import prepare
-    from repquant.quantize import collect
+    from repquant.methods.outlying_images import describe
 
     if method.identity != "fused" and count_identities(graph) == 0:
         say("no layer has room for an identity branch: there is nothing to set apart")
-    images = ImagesOf(calibration.ranges)
+    images, scaled_for = ImagesOf(calibration.ranges), preparing_target(target, average_bits)
+    timed = _calibrate_once(graph, method, target, images, calibration.ranges.images, kept, scaled_for)
+    if not (outliers := timed.calibrated.outliers):
+        return timed
+    say(describe([example.name for example in calibration.ranges.examples(outliers)]))
+    left, count = WithoutImages(images, frozenset(outliers)), calibration.ranges.images - len(outliers)
+    again = _calibrate_once(graph, method, target, left, count, kept, scaled_for)
+    return Timed(
+        replace(again.calibrated, outliers=outliers),
+        timed.prepare_seconds + again.prepare_seconds,
+        timed.collect_seconds + again.collect_seconds,
+    )
+
+
+def _calibrate_once(
+    graph: fx.GraphModule,
+    method: PtqMethod,
+    target: Target,
+    images: Iterable[Tensor],
+    count: int,
+    kept: Collection[str],
+    scaled_for: Target,
+) -> Timed:
+    from repquant.methods.equalize import NOISE_IMAGES
+    from repquant.methods.ptq import prepare
+    from repquant.quantize import collect
+
     started = perf_counter()
-    looked_at = min(calibration.ranges.images, NOISE_IMAGES) if method.equalization == "noise" else 0
-    with progress("scale channels", looked_at) as advance:
-        prepared = prepare(graph, method, preparing_target(target, average_bits), images, kept, advance)
+    with progress("scale channels", min(count, NOISE_IMAGES) if method.equalization == "noise" else 0) as advance:
+        prepared = prepare(graph, method, scaled_for, images, kept, advance)
     middle = perf_counter()
-    with progress("calibrate", calibration.ranges.images) as advance:
+    with progress("calibrate", count) as advance:
         calibrated = collect(prepared, images, target, method, kept, advance)
     return Timed(calibrated, middle - started, perf_counter() - middle)
 
@@ -111,9 +138,9 @@ def with_average_bits(
     """
     from repquant.methods.mixed_precision import SENSITIVITY_IMAGES
 
-    images, first = ImagesOf(calibration.ranges), next(iter(plans.values()))
+    first = next(iter(plans.values()))
     with progress("choose bits", min(calibration.ranges.images, SENSITIVITY_IMAGES)) as advance:
-        bits = calibrated.with_average_bits(first, average_bits, images, advance).weight_bits
+        bits = calibrated.with_average_bits(first, average_bits, calibrated.batches, advance).weight_bits
     return {name: replace(plan, weight_bits=bits) for name, plan in plans.items()}
 
 
@@ -135,7 +162,7 @@ def check_checkpoints(
 
     for calibrator, path in checkpoints.items():
         if path.exists():
-            images = ImagesOf(rounding)
+            images = rounding_images(calibrated, rounding)
             check_rounding_checkpoint(calibrated.graph, plans[calibrator], calibrated.method, images, path)
 
 
@@ -151,6 +178,13 @@ def round_network(
     loader = calibration.rounding
     if loader is None:
         return calibrated.round(plan, ())
-    total = progress_total(plan, calibrated.method, loader.images)
-    with progress(f"round {name}".strip(), total) as advance:
-        return calibrated.round(plan, ImagesOf(loader), advance, checkpoint)
+    images = loader.images - sum(place < loader.images for place in calibrated.outliers)
+    with progress(f"round {name}".strip(), progress_total(plan, calibrated.method, images)) as advance:
+        return calibrated.round(plan, rounding_images(calibrated, loader), advance, checkpoint)
+
+
+def rounding_images(calibrated: Calibrated, rounding: Loader) -> Iterable[Tensor]:
+    """Return the batches that weights are rounded for: the first ones that were calibrated on, without outliers."""
+    from repquant.graph.batches import WithoutImages
+
+    return WithoutImages(ImagesOf(rounding), frozenset(calibrated.outliers))

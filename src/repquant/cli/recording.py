@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from repquant.cli.proof import Proof
     from repquant.data.loading import Loader
     from repquant.graph.plan import Plan
+    from repquant.quantize import Calibrated
     from repquant.report.record import AttemptRecord, Record
     from repquant.targets.target import Target
 
@@ -95,6 +96,15 @@ def bits_notes(graph: fx.GraphModule, plan: Plan) -> tuple[str, ...]:
     named = [f"{bits} bits in {_named(names)}" for bits, names in others]
     groups = "; ".join([*named, f"{most} bits in {'the other ' if named else 'all '}{len(layers)} layers"])
     return (f"weights have {mean_bits(graph, plan):.3f} bits on average: {groups}",)
+
+
+def outlier_notes(calibrated: Calibrated, calibration: Calibration) -> tuple[str, ...]:
+    """Return a sentence about calibration images that were left out; nothing where none was."""
+    from repquant.methods.outlying_images import describe
+
+    if not calibrated.outliers:
+        return ()
+    return (describe([example.name for example in calibration.ranges.examples(calibrated.outliers)]),)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -2,9 +2,11 @@
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from repquant.errors import InputError
 from repquant.graph.run import Batch
@@ -48,6 +50,36 @@ def first_images(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
             return
         yield batch
         seen += _size(batch)
+
+
+@dataclass(frozen=True)
+class WithoutImages:
+    """Batches without some of their images, as often as they are read.
+
+    Attributes:
+        batches: that can be read several times.
+        left_out: places of the images, counted over all batches.
+    """
+
+    batches: Iterable[Batch]
+    left_out: frozenset[int]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield what is left of each batch; those of which nothing is are not there."""
+        begin = 0
+        for batch in self.batches:
+            count = _size(batch)
+            kept = [place for place in range(count) if begin + place not in self.left_out]
+            begin += count
+            if len(kept) == count:
+                yield batch
+            elif kept:
+                yield _select(dict(batch) if isinstance(batch, Mapping) else batch, count, kept)
+
+
+def _select(batch: Batch, count: int, places: list[int]) -> Batch:
+    """Return the images of a batch at some places, with their labels."""
+    return pytree.tree_map_only(Tensor, lambda x: x[places] if x.ndim and len(x) == count else x, batch)
 
 
 def _size(batch: Batch) -> int:

@@ -10,6 +10,7 @@ from repquant.graph.layout import Layout
 from repquant.graph.plan import Range
 from repquant.graph.run import Batch, observe
 from repquant.methods.loss_aware import loss_aware_ranges
+from repquant.methods.outlying_images import ImageMagnitudes, outlying_images
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
 from repquant.targets.target import Target
@@ -32,14 +33,29 @@ def collect_histograms(
     Raises:
         InputError: no batch came, or a value is not finite (who reads it is named).
     """
+    histograms, _ = collect_with_outliers(graph, layout, batches, on_batch)
+    return histograms
+
+
+def collect_with_outliers(
+    graph: fx.GraphModule,
+    layout: Layout,
+    batches: Iterable[Batch],
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> tuple[dict[str, Histogram], tuple[int, ...]]:
+    """Return the histograms, and the places of the images that are outliers, see `methods.outlying_images`.
+
+    The arguments and errors are those of `collect_histograms`.
+    """
     histograms = {name: Histogram() for name in layout.tensors}
+    magnitudes = {source: ImageMagnitudes() for tensor in layout.tensors.values() for source in tensor.sources}
     observers = {
-        source: _recorder(histograms[name], tensor.description)
+        source: _recorder(histograms[name], magnitudes[source], tensor.description)
         for name, tensor in layout.tensors.items()
         for source in tensor.sources
     }
-    observe(graph, batches, observers, on_batch)
-    return histograms
+    images = observe(graph, batches, observers, on_batch)
+    return histograms, outlying_images(magnitudes, images)
 
 
 def find_ranges(
@@ -83,10 +99,11 @@ def activation_ranges(
     }
 
 
-def _recorder(histogram: Histogram, description: str) -> Callable[[Tensor], None]:
+def _recorder(histogram: Histogram, magnitudes: ImageMagnitudes, description: str) -> Callable[[Tensor], None]:
     def record(value: Tensor) -> None:
         try:
             histogram.update(value)
+            magnitudes.update(value)
         except InputError as error:
             raise InputError(f"{description}: {error}") from error
 
