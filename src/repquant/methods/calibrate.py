@@ -102,8 +102,7 @@ def activation_ranges(
 def _recorder(histogram: Histogram, magnitudes: ImageMagnitudes, description: str) -> Callable[[Tensor], None]:
     def record(value: Tensor) -> None:
         try:
-            histogram.update(value)
-            magnitudes.update(value)
+            histogram.update(value, magnitudes.update(value) if value.numel() else None)
         except InputError as error:
             raise InputError(f"{description}: {error}") from error
 

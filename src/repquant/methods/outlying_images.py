@@ -6,6 +6,7 @@ for follow the largest values. A half-trained RepViT lost a quarter of its answe
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -31,10 +32,12 @@ class ImageMagnitudes:
 
     parts: list[Tensor] = field(default_factory=list)
 
-    def update(self, x: Tensor) -> None:
-        """Take in the values of a batch, (N, ...)."""
-        low, high = (x if x.ndim > 1 else x.reshape(-1, 1)).detach().flatten(1).aminmax(dim=1)
+    def update(self, x: Tensor) -> tuple[float, float]:
+        """Take in the values of a batch, (N, ...), and return the smallest and the largest of them."""
+        rows = x.detach().reshape(len(x), -1)
+        low, high = rows.amin(1), rows.amax(1)  # aminmax over a dimension takes five times as long (torch 2.13)
         self.parts.append(torch.maximum(high, -low).cpu())
+        return float(low.min()), float(high.max())
 
     def of_images(self, images: int) -> Tensor | None:
         """Return the magnitudes (images,); None where rows do not belong to images, several to each or one."""
@@ -68,8 +71,14 @@ def find_outlying_images(graph: fx.GraphModule, layout: Layout, batches: Iterabl
         InputError: no batch came, or one does not fit the network.
     """
     magnitudes = {source: ImageMagnitudes() for tensor in layout.tensors.values() for source in tensor.sources}
-    images = observe(graph, batches, {name: each.update for name, each in magnitudes.items()})
+    observers = {name: partial(_take, each) for name, each in magnitudes.items()}
+    images = observe(graph, batches, observers)
     return outlying_images(magnitudes, images)
+
+
+def _take(magnitudes: ImageMagnitudes, value: Tensor) -> None:
+    if value.numel():
+        magnitudes.update(value)
 
 
 def describe(outliers: Sequence[object]) -> str:

@@ -60,8 +60,12 @@ class Histogram:
         """Number of values seen."""
         return int(self.counts.sum())
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Tensor, ends: tuple[float, float] | None = None) -> None:
         """Count the values of `x`, of any shape.
+
+        Args:
+            x: the values.
+            ends: the smallest and the largest of them, where they are known.
 
         Raises:
             InputError: `x` holds NaN or infinite values, or none at all.
@@ -69,7 +73,7 @@ class Histogram:
         if x.numel() == 0:
             raise InputError("an empty tensor can't be calibrated on")
         x = x.detach().float().contiguous().view(-1)
-        low, high = (float(value) for value in torch.aminmax(x))
+        low, high = ends or (float(value) for value in torch.aminmax(x))
         if not (isfinite(low) and isfinite(high)):
             raise InputError("an activation is NaN or infinite; check the weights and the calibration images")
         self.minimum = low if self._empty else min(low, self.minimum)
