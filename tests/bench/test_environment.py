@@ -7,7 +7,6 @@ import numpy as np
 
 from repquant.bench import environment as module
 from repquant.bench.environment import environment, machine_lines
-from repquant.runtimes.executed import Executed
 
 
 def test_says_what_a_measurement_depends_on():
@@ -21,17 +20,8 @@ def test_says_what_a_measurement_depends_on():
 
 def test_engines_tell_their_kernels():
     class Telling:
-        def executed(self):
-            kernels = (
-                ("Conv", True, "tiles_i8"),
-                ("Conv", True, "tiles_i8"),
-                ("Conv", False, "f32"),
-                ("Pool", True, "p"),
-            )
-            return tuple(
-                Executed(kind=kind, name="", is_integer=is_integer, kernel=kernel)
-                for kind, is_integer, kernel in kernels
-            )
+        def integer_kernels(self):
+            return ["tiles_i8"]
 
     assert environment({"a": Telling(), "b": object()})["integer_kernels"] == {"a": ["tiles_i8"]}
     assert environment()["integer_kernels"] == {}

@@ -11,7 +11,7 @@ import torch
 
 from repquant import __version__
 from repquant.runtimes.cpu import cpu_model, int8_flags, read_cpuinfo
-from repquant.runtimes.executed import integer_kernels
+from repquant.runtimes.executed import NamesKernels
 
 _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino")
 
@@ -31,7 +31,9 @@ def environment(engines: Mapping[str, object] = MappingProxyType({})) -> dict[st
         "machine": platform.machine(),
         "cpu": cpu_model(cpuinfo),
         "cpu_int8_flags": list(int8_flags(cpuinfo)),
-        "integer_kernels": {name: kernels for name, engine in engines.items() if (kernels := integer_kernels(engine))},
+        "integer_kernels": {
+            name: engine.integer_kernels() for name, engine in engines.items() if isinstance(engine, NamesKernels)
+        },
         "cores": _usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -1,6 +1,6 @@
 """What an engine made of a file: its operators, and which of them compute in integers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -45,20 +45,17 @@ class Executed:
 
 
 @runtime_checkable
-class ExecutingRuntime(Protocol):
-    """An engine that tells what it runs."""
+class NamesKernels(Protocol):
+    """An engine that names the kernels that it multiplies integers with."""
 
-    def executed(self) -> tuple[Executed, ...]:
-        """Return the operators that the engine runs for its file, in their order."""
+    def integer_kernels(self) -> list[str]:
+        """Return the kernels, each once."""
         ...
 
 
-def integer_kernels(engine: object) -> list[str]:
-    """Return the kernels that an engine multiplies integers with, each once; none where it does not name them."""
-    if not isinstance(engine, ExecutingRuntime):
-        return []
-    kernels = (each.kernel for each in engine.executed() if each.is_product and each.is_integer)
-    return sorted({kernel for kernel in kernels if kernel})
+def kernels_of_products(operators: Iterable[Executed]) -> list[str]:
+    """Return the kernels that products of integers run in, each once."""
+    return sorted({each.kernel for each in operators if each.is_product and each.is_integer and each.kernel})
 
 
 def executed_nodes(model: onnx.ModelProto) -> Iterator[Executed]:

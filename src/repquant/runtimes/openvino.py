@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from repquant.export.pooling import pad_before_average
-from repquant.runtimes.executed import Executed
+from repquant.runtimes.executed import Executed, kernels_of_products
 from repquant.runtimes.half_scales import widen_half
 from repquant.runtimes.integer_relu import unsigned_after_relu
 from repquant.runtimes.interface import Array
@@ -104,6 +104,10 @@ class OpenVinoRuntime(NamedValues):
     def executed(self) -> tuple[Executed, ...]:
         """Return the operators that the engine runs for this file, in their order."""
         return tuple(_executed(node) for node in self._model.get_runtime_model().get_ops())
+
+    def integer_kernels(self) -> list[str]:
+        """Return the kernels that products of integers run in, such as `brgconv_avx512_amx_I8`, each once."""
+        return kernels_of_products(self.executed())
 
 
 def _executed(node: Any) -> Executed:
