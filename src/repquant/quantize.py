@@ -15,7 +15,7 @@ from repquant.check import require_taken
 from repquant.choices import Calibrator, EndType
 from repquant.errors import InputError
 from repquant.export.files import export_file, require_suffix
-from repquant.graph.batches import WithoutImages, example_of, first_images, rereadable
+from repquant.graph.batches import WithoutImages, come_in_order, example_of, first_images, rereadable
 from repquant.graph.capture import Captured
 from repquant.graph.devices import device_of, full_precision, require_float32
 from repquant.graph.interface import captured_of
@@ -146,7 +146,7 @@ class Calibrated:
         batches: that they are of; what follows reads these too.
         target: the schemes.
         method: what is done beside finding ranges.
-        outliers: places of the images that `batches` leaves out of those that were given.
+        outliers: places of the images that set the network off; `calibrate` leaves them out of `batches`.
     """
 
     graph: fx.GraphModule
@@ -213,7 +213,7 @@ def quantize(
 
     Sums of linear branches become one convolution, channels are scaled by a model of the rounding noise, one pass over
     the batches finds the ranges of the activations, and weights are rounded with error feedback. Images that set the
-    network off are left out, see `outliers` of what is returned.
+    network off are left out, where batches come in the same order each time; see `outliers` of what is returned.
 
     Args:
         model: any module that `torch.export` can follow, in float, or what `reparameterize` returned; it is not
@@ -300,6 +300,8 @@ def calibrate(
     calibrated = once(batches)
     if not (outliers := calibrated.outliers):
         return calibrated
+    if not come_in_order(batches):
+        return replace(calibrated, outliers=())
     return replace(once(WithoutImages(batches, frozenset(outliers))), outliers=outliers)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from repquant.errors import InputError
-from repquant.graph.batches import WithoutImages, first_images, rereadable
+from repquant.graph.batches import WithoutImages, come_in_order, first_images, rereadable
 from repquant.graph.devices import device_of, full_precision
 from repquant.graph.interface import captured_of
 from repquant.graph.layout import find_layout
@@ -137,4 +137,5 @@ def _outliers(
     if not captured_of(graph).dynamic_batch:
         return ()
     with full_precision(device_of(graph)):
-        return find_outlying_images(graph, find_layout(graph, target, keep_float), batches)
+        found = find_outlying_images(graph, find_layout(graph, target, keep_float), batches)
+    return found if found and come_in_order(batches) else ()

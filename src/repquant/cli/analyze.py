@@ -101,7 +101,7 @@ def run(options: Options) -> None:
         )
 
         timed = calibrate(graph, method, target, calibration, kept)
-        plan = plan_for(timed.calibrated, options.calibrator, options.percentile)
+        plan = plan_for(timed.calibrated, options.calibrator, options.percentile, calibration.ranges.images)
         rounded = round_network(timed.calibrated, plan, calibration)
 
         started = perf_counter()

@@ -142,6 +142,6 @@ def _quantize(
     if method.rounding == "learned" and calibration.rounding:
         say(f"finished layers are kept in {checkpoint}: the same command goes on from there")
     calibrated = calibrate(graph, method, target, calibration, kept_names(options)).calibrated
-    plan = plan_for(calibrated, options.calibrator, options.percentile)
+    plan = plan_for(calibrated, options.calibrator, options.percentile, calibration.ranges.images)
     rounded = round_network(calibrated, plan, calibration, checkpoint=checkpoint)
     return rounded.simulated(), skipped_images({"calibration": calibration.ranges})

@@ -167,7 +167,7 @@ def _quantize(
     searches = {}
     for calibrator in calibrators:
         started = perf_counter()
-        plans[calibrator] = plan_for(timed.calibrated, calibrator, options.percentile)
+        plans[calibrator] = plan_for(timed.calibrated, calibrator, options.percentile, calibration.ranges.images)
         searches[calibrator] = perf_counter() - started
     started = perf_counter()
     if average_bits is not None:

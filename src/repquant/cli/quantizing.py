@@ -117,14 +117,14 @@ def _calibrate_once(
     return Timed(calibrated, middle - started, perf_counter() - middle)
 
 
-def plan_for(calibrated: Calibrated, calibrator: str, percentile: float) -> Plan:
-    """Return the plan with the ranges that a calibrator finds."""
+def plan_for(calibrated: Calibrated, calibrator: str, percentile: float, images: int) -> Plan:
+    """Return the plan with the ranges that a calibrator finds; `images` were calibrated on."""
     from repquant.choices import LOSS_AWARE
     from repquant.methods.loss_aware import IMAGES
 
     if calibrator != LOSS_AWARE:
         return calibrated.plan(calibrator, percentile=percentile)
-    with progress("choose ranges", IMAGES) as advance:
+    with progress("choose ranges", min(images, IMAGES)) as advance:
         return calibrated.plan(calibrator, percentile=percentile, on_batch=advance)
 
 

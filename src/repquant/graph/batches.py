@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -52,12 +53,18 @@ def first_images(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
         seen += _size(batch)
 
 
+def come_in_order(batches: Iterable[Batch]) -> bool:
+    """Whether the first batch is the same when it is read again: shuffled or augmented images have no places."""
+    one, other = (_first_tensor(next(iter(batches))) for _ in range(2))
+    return torch.equal(one, other)
+
+
 @dataclass(frozen=True)
 class WithoutImages:
     """Batches without some of their images, as often as they are read.
 
     Attributes:
-        batches: that can be read several times.
+        batches: that can be read several times, in the same order.
         left_out: places of the images, counted over all batches.
     """
 
@@ -78,15 +85,17 @@ class WithoutImages:
 
 
 def _select(batch: Batch, count: int, places: list[int]) -> Batch:
-    """Return the images of a batch at some places, with their labels."""
+    """Return the images of a batch at some places, with labels that are tensors."""
     return pytree.tree_map_only(Tensor, lambda x: x[places] if x.ndim and len(x) == count else x, batch)
 
 
 def _size(batch: Batch) -> int:
-    if isinstance(batch, Tensor):
-        return len(batch)
-    parts = batch.values() if isinstance(batch, Mapping) else batch
-    return len(next(iter(parts)))
+    return len(_first_tensor(batch))
+
+
+def _first_tensor(batch: Batch) -> Tensor:
+    leaves = pytree.tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    return next(leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def _needed(module: nn.Module) -> int:

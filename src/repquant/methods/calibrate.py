@@ -54,8 +54,14 @@ def collect_with_outliers(
         for name, tensor in layout.tensors.items()
         for source in tensor.sources
     }
-    images = observe(graph, batches, observers, on_batch)
-    return histograms, outlying_images(magnitudes, images)
+    sizes: list[int] = []
+
+    def count(images: int) -> None:
+        sizes.append(images)
+        on_batch(images)
+
+    observe(graph, batches, observers, count)
+    return histograms, outlying_images(magnitudes, sizes)
 
 
 def find_ranges(

@@ -8,19 +8,21 @@ together by a search of many passes; here each is chosen by itself, from what th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from repquant.choices import CALIBRATORS
 from repquant.errors import InputError
 from repquant.graph.alternatives import Compute, run_alternatives
 from repquant.graph.batches import first_images
 from repquant.graph.layout import Layout, RoundedTensor
+from repquant.graph.operators import KEEPS_GRID, find_operator, layer_nodes
 from repquant.graph.plan import Range
 from repquant.graph.run import Batch, batch_size, run
-from repquant.methods.divergence import Comparison, compare
+from repquant.methods.divergence import Comparison
 from repquant.numerics.affine import grid_for_range
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
@@ -63,7 +65,6 @@ def loss_aware_ranges(
 
     Raises:
         InputError: as `choose_ranges` and `numerics.ranges.search_range`.
-        FloatingPointError: as `choose_ranges`.
     """
     candidates = {name: candidate_ranges(histograms[name], target, percentile=percentile) for name in layout.tensors}
     return choose_ranges(graph, layout, candidates, target, first_images(batches, IMAGES), on_batch)
@@ -98,8 +99,8 @@ def choose_ranges(
 ) -> dict[str, Range]:
     """Return for each tensor the candidate with which the outputs change least when it alone is rounded.
 
-    With c candidates in all, a batch costs about c/2 + 2 passes of the float network. Memory holds one batch. Inputs of
-    the network, which nothing computes, get their first candidate.
+    With c candidates in all, a batch costs about c/2 + 2 passes of the float network. Memory holds one batch. What
+    nothing reads rounded gets its first candidate, and a candidate with which an output is NaN is not taken.
 
     Args:
         graph: from `methods.ptq.prepare`.
@@ -111,20 +112,27 @@ def choose_ranges(
 
     Raises:
         InputError: no batch came, or one does not fit the network.
-        FloatingPointError: an output is NaN or infinite where that of the float network is not.
     """
-    nodes = {node.name: node for node in graph.graph.nodes}
     alternatives: dict[str, Mapping[str, Compute]] = {}
     tried: dict[str, dict[str, Range]] = {}  # tensor -> alternative -> range
     for name, tensor in layout.tensors.items():
-        if len(candidates[name]) > 1 and all(nodes[source].op.startswith("call_") for source in tensor.sources):
+        readers = _readers(graph, layout, tensor)
+        if len(candidates[name]) > 1 and readers:
             tried[name] = {f"{name} up to {low:g}, {high:g}": (low, high) for low, high in candidates[name]}
-            alternatives |= {key: _rounded(graph, nodes, tensor, ends, target) for key, ends in tried[name].items()}
+            alternatives |= {key: _rounding(graph, readers, ends, target) for key, ends in tried[name].items()}
     comparisons = {key: Comparison(f"the network with {key} rounded alone") for key in alternatives}
+    broken: set[str] = set()
+
+    def see(name: str, outputs: Sequence[Tensor]) -> None:
+        try:
+            comparisons[name].add(reference, outputs)
+        except FloatingPointError:
+            broken.add(name)
+
     images = 0
     for batch in batches:
         reference = run(graph, batch)
-        run_alternatives(graph, batch, {}, alternatives, compare(comparisons, reference))
+        run_alternatives(graph, batch, {}, alternatives, see)
         count = batch_size(graph, batch)
         images += count
         on_batch(count)
@@ -132,24 +140,48 @@ def choose_ranges(
         raise InputError("there are no images to compare ranges on; give at least 1")
     chosen = {name: ranges[0] for name, ranges in candidates.items()}
     for name, ranges in tried.items():
-        best = min(ranges, key=lambda key: comparisons[key].result().harm)
-        chosen[name] = ranges[best]
+        harm = {key: inf if key in broken else comparisons[key].result().harm for key in ranges}
+        chosen[name] = ranges[min(harm, key=harm.__getitem__)]
     return chosen
 
 
-def _rounded(
-    graph: fx.GraphModule, nodes: Mapping[str, fx.Node], tensor: RoundedTensor, ends: Range, target: Target
+def _readers(graph: fx.GraphModule, layout: Layout, tensor: RoundedTensor) -> dict[fx.Node, tuple[int, ...]]:
+    """Return the nodes that read a tensor rounded, and at which places among their arguments.
+
+    Those that only move or join values are none: who reads theirs, reads the tensor.
+    """
+    layers = {node: name for name, node in layer_nodes(graph).items() if name in layout.layers}
+    readers: dict[fx.Node, tuple[int, ...]] = {}
+    for node in graph.graph.nodes:
+        row = find_operator(node)
+        places: tuple[int, ...]
+        if node in layers:
+            places = (0,) if layout.layers[layers[node]] == tensor.name else ()
+        elif row is not None and row.kind in KEEPS_GRID:
+            places = ()
+        else:
+            rounded = tensor.members.intersection(layout.roundings.get(node.name, ()))
+            arguments = enumerate(node.args)
+            places = tuple(place for place, x in arguments if isinstance(x, fx.Node) and x.name in rounded)
+        if places:
+            readers[node] = places
+    return readers
+
+
+def _rounding(
+    graph: fx.GraphModule, readers: Mapping[fx.Node, tuple[int, ...]], ends: Range, target: Target
 ) -> dict[str, Compute]:
-    """Return how the sources of a tensor compute when what they give is rounded."""
+    """Return how readers compute with what they read rounded."""
     quantize = FakeQuantize(grid_for_range(*ends, target.activation))
 
-    def behind(compute: Compute) -> Compute:
+    def rounding(compute: Compute, places: tuple[int, ...]) -> Compute:
         def rounded(*args: Any, **kwargs: Any) -> Any:
-            return quantize(compute(*args, **kwargs))
+            read = [quantize(x) if place in places else x for place, x in enumerate(args)]
+            return compute(*read, **kwargs)
 
         return rounded
 
-    return {source: behind(_compute(graph, nodes[source])) for source in tensor.sources}
+    return {node.name: rounding(_compute(graph, node), places) for node, places in readers.items()}
 
 
 def _compute(graph: fx.GraphModule, node: fx.Node) -> Compute:

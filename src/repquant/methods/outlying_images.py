@@ -28,33 +28,33 @@ _NAMED = 8
 
 @dataclass
 class ImageMagnitudes:
-    """The largest magnitude of each row of a tensor, in the order of the images."""
+    """The largest magnitude of each row of a tensor, in parts, one from each batch."""
 
     parts: list[Tensor] = field(default_factory=list)
 
     def update(self, x: Tensor) -> tuple[float, float]:
         """Take in the values of a batch, (N, ...), and return the smallest and the largest of them."""
-        rows = x.detach().reshape(len(x), -1)
+        rows = x.detach().reshape(len(x) if x.ndim else 1, -1)
         low, high = rows.amin(1), rows.amax(1)  # aminmax over a dimension takes five times as long (torch 2.13)
         self.parts.append(torch.maximum(high, -low).cpu())
         return float(low.min()), float(high.max())
 
-    def of_images(self, images: int) -> Tensor | None:
-        """Return the magnitudes (images,); None where rows do not belong to images, several to each or one."""
-        rows = torch.cat(self.parts) if self.parts else torch.empty(0)
-        return rows.reshape(images, -1).amax(1) if len(rows) and len(rows) % images == 0 else None
+    def of_images(self, sizes: Sequence[int]) -> Tensor | None:
+        """Return the magnitudes (images,) of batches of these sizes; None where a row is not an image."""
+        return torch.cat(self.parts) if [len(part) for part in self.parts] == list(sizes) else None
 
 
-def outlying_images(magnitudes: Mapping[str, ImageMagnitudes], images: int) -> tuple[int, ...]:
+def outlying_images(magnitudes: Mapping[str, ImageMagnitudes], sizes: Sequence[int]) -> tuple[int, ...]:
     """Return the places of the outliers among the images, in order; none where more than `SHARE` of them would be.
 
     Args:
         magnitudes: of each tensor that will be rounded.
-        images: how many there are.
+        sizes: images in each batch.
     """
+    images = sum(sizes)
     if images < FEWEST:
         return ()
-    known = [values for each in magnitudes.values() if (values := each.of_images(images)) is not None]
+    known = [values for each in magnitudes.values() if (values := each.of_images(sizes)) is not None]
     medians = [values.median() for values in known]
     ratios = [values / median for values, median in zip(known, medians, strict=True) if median > 0]
     if not ratios:
@@ -72,8 +72,9 @@ def find_outlying_images(graph: fx.GraphModule, layout: Layout, batches: Iterabl
     """
     magnitudes = {source: ImageMagnitudes() for tensor in layout.tensors.values() for source in tensor.sources}
     observers = {name: partial(_take, each) for name, each in magnitudes.items()}
-    images = observe(graph, batches, observers)
-    return outlying_images(magnitudes, images)
+    sizes: list[int] = []
+    observe(graph, batches, observers, sizes.append)
+    return outlying_images(magnitudes, sizes)
 
 
 def _take(magnitudes: ImageMagnitudes, value: Tensor) -> None:
