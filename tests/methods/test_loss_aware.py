@@ -7,9 +7,9 @@ from repquant.errors import InputError
 from repquant.graph.capture import capture
 from repquant.graph.layout import find_layout
 from repquant.graph.run import run
-from repquant.methods.calibrate import collect_histograms
+from repquant.methods.calibrate import collect_histograms, find_ranges
 from repquant.methods.divergence import Comparison
-from repquant.methods.loss_aware import candidate_ranges, choose_ranges, loss_aware_ranges
+from repquant.methods.loss_aware import candidate_ranges, choose_ranges
 from repquant.numerics.affine import grid_for_range
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
@@ -123,7 +123,7 @@ def test_a_range_that_makes_outputs_infinite_is_not_taken():
 def test_without_images_nothing_is_chosen(prepared):
     graph, layout, _, histograms = prepared
     with pytest.raises(InputError, match="no images to compare ranges on"):
-        loss_aware_ranges(graph, layout, histograms, TARGET, [])
+        find_ranges("loss-aware", graph, layout, histograms, TARGET, [])
 
 
 def test_quantize_takes_it_as_a_calibrator_and_tells_of_its_progress():

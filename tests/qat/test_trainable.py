@@ -145,7 +145,7 @@ def test_the_integers_are_those_that_training_saw_last(network, images, tmp_path
 def test_training_brings_it_nearer_to_float(network, images):
     before, *after = train(network, images, steps=32)
     assert (
-        min(after) < 0.95 * before
+        min(after) < 0.9 * before
     )  # with 4 bits and 4 channels the loss jumps: 0.78 to 0.84 on three kinds of kernels
 
 

@@ -6,10 +6,11 @@ from torch import Tensor, fx
 
 from repquant.choices import LOSS_AWARE
 from repquant.errors import InputError
+from repquant.graph.batches import first_images
 from repquant.graph.layout import Layout
 from repquant.graph.plan import Range
 from repquant.graph.run import Batch, observe
-from repquant.methods.loss_aware import loss_aware_ranges
+from repquant.methods.loss_aware import IMAGES, candidate_ranges, choose_ranges
 from repquant.methods.outlying_images import ImageMagnitudes, outlying_images
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
@@ -91,7 +92,10 @@ def find_ranges(
         InputError: a name that is not known, a percentile outside (0, 100], or no batches where they are needed.
     """
     if calibrator == LOSS_AWARE:
-        return loss_aware_ranges(graph, layout, histograms, target, batches, percentile=percentile, on_batch=on_batch)
+        candidates = {
+            name: candidate_ranges(histograms[name], target, percentile=percentile) for name in layout.tensors
+        }
+        return choose_ranges(graph, layout, candidates, target, first_images(batches, IMAGES), on_batch)
     return activation_ranges(calibrator, histograms, target, percentile=percentile)
 
 

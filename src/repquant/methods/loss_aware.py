@@ -17,7 +17,6 @@ from torch import Tensor, fx
 from repquant.choices import CALIBRATORS
 from repquant.errors import InputError
 from repquant.graph.alternatives import Compute, run_alternatives
-from repquant.graph.batches import first_images
 from repquant.graph.layout import Layout, RoundedTensor
 from repquant.graph.operators import KEEPS_GRID, find_operator, layer_nodes
 from repquant.graph.plan import Range
@@ -40,34 +39,6 @@ ALIKE = 0.02
 
 IMAGES = 64
 """That ranges are compared on, at least: whole batches are read."""
-
-
-def loss_aware_ranges(
-    graph: fx.GraphModule,
-    layout: Layout,
-    histograms: Mapping[str, Histogram],
-    target: Target,
-    batches: Iterable[Batch],
-    *,
-    percentile: float = 99.99,
-    on_batch: Callable[[int], None] = lambda _: None,
-) -> dict[str, Range]:
-    """Return the loss-aware range of each tensor, chosen on the first `IMAGES` images, in whole batches.
-
-    Args:
-        graph: from `methods.ptq.prepare`.
-        layout: where it will be rounded.
-        histograms: tensor name -> histogram of its values.
-        target: the schemes.
-        batches: see `graph.run.inputs_of`; labels are not needed.
-        percentile: of the calibrator of that name.
-        on_batch: called with the number of images after each batch.
-
-    Raises:
-        InputError: as `choose_ranges` and `numerics.ranges.search_range`.
-    """
-    candidates = {name: candidate_ranges(histograms[name], target, percentile=percentile) for name in layout.tensors}
-    return choose_ranges(graph, layout, candidates, target, first_images(batches, IMAGES), on_batch)
 
 
 def candidate_ranges(histogram: Histogram, target: Target, *, percentile: float = 99.99) -> tuple[Range, ...]:
