@@ -4,7 +4,7 @@ r"""One network, every target, every tool: what each loses, what it costs, and t
     python benchmarks/peers.py --model benchmarks/deployed_networks.py:resnet18 --weights resnet18/model.safetensors \
         --data imagenette160 --image-size 128 --output peers/resnet18
 
-All tools but AIMET get the same float network, re-parameterized, and all the same calibration images; each file runs on
+All tools but AIMET get the same float graph, re-parameterized, and all the same calibration images; each file runs on
 the same validation images in one evaluation. Files for TensorRT run in ONNX Runtime. Weights have 8 bits where the
 runtime multiplies them exactly: in OpenVINO, 7 on a CPU without VNNI. Each quantizer is a process of its own; seconds
 run from the float network to the file, decoding included. What is done is kept in the output folder: the same command
@@ -14,12 +14,14 @@ batch 1, one thread, in one alternating run with the float file. `--report FOLDE
 - ONNX Runtime: `quantize_static`, Q/DQ, min-max, int8 weights per channel, after its own `quant_pre_process`; uint8
   activations, for TensorRT symmetric int8 without quantized biases.
 - NNCF: `nncf.quantize` on the ONNX file with fast bias correction; preset MIXED, for TensorRT PERFORMANCE (symmetric).
-- AIMET: the network as it was trained, since it folds batch normalization itself; cross-layer equalization, then
+- AIMET: the module, as it takes no graph, re-parameterized by timm where timm knows how; cross-layer equalization, then
   `QuantizationSimModel`, tf_enhanced ranges, its default configuration (weights per channel, unsigned activations), and
-  its own export to Q/DQ: for the target `onnxruntime` alone.
+  its own export to Q/DQ: for the target `onnxruntime` alone. Its AdaRound gets as many images and steps a layer as ours
+  (its default is 10,000 steps).
 """
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -62,6 +64,10 @@ FLOAT = "float.onnx"
 LATENCY = "latency.json"
 HELD_BACK = 1024
 """Training images, none of which calibrates, that the search judges on."""
+ROUNDING_IMAGES = 256
+"""Of the calibration images, that weights are rounded for: the default here, and given to AIMET's AdaRound."""
+LEARNED = rq.PtqMethod(rounding="learned", reconstruction=rq.ReconstructionOptions(granularity="block", drop=0.5))
+"""Rounding learned by block with half of the activations in float (QDrop)."""
 FIELDS = ("top1", "drop", "drop_ci95", "agreement", "kl", "sqnr_db")
 
 
@@ -79,13 +85,8 @@ class Images:
         return (batch.images for batch in self._loader)
 
 
-def ours(arguments: argparse.Namespace, target: str, path: Path) -> None:
-    rq.quantize(float_graph(arguments), Images(arguments), target=schemes(target)).save(path)
-
-
-def ours_loss_aware(arguments: argparse.Namespace, target: str, path: Path) -> None:
-    images = Images(arguments)
-    rq.quantize(float_graph(arguments), images, target=schemes(target), calibrator="loss-aware").save(path)
+def ours(arguments: argparse.Namespace, target: str, path: Path, *, weight_bits: int = 8, **options: Any) -> None:
+    rq.quantize(float_graph(arguments), Images(arguments), target=schemes(target, weight_bits), **options).save(path)
 
 
 def ours_searched(arguments: argparse.Namespace, target: str, path: Path) -> None:
@@ -140,20 +141,42 @@ def nncf(arguments: argparse.Namespace, target: str, path: Path) -> None:
     onnx.save(quantized, path)
 
 
-def aimet(arguments: argparse.Namespace, _target: str, path: Path) -> None:
+def aimet(
+    arguments: argparse.Namespace, _target: str, path: Path, *, learned: bool = False, weight_bits: int = 8
+) -> None:
     sys.modules["transformers"] = None  # type: ignore[assignment]  # where it is installed, aimet imports too much of it
     with torchvision_or_names():
         import aimet_torch
+        from aimet_torch.adaround import adaround_weight
         from aimet_torch.cross_layer_equalization import equalize_model
-    network = make_network(arguments.model, str(arguments.weights))
+
+        reparameterize = importlib.import_module("timm.utils").reparameterize_model
+    network = reparameterize(make_network(arguments.model, str(arguments.weights)))
     use_torch_activations(network)
-    example = next(iter(Images(arguments)))
+    batches = list(Images(arguments))
+    example = batches[0]
     equalize_model(network, dummy_input=example)
-    simulated = aimet_torch.QuantizationSimModel(network, example, quant_scheme="tf_enhanced", config_file="default")
+    if learned:
+        few = ROUNDING_IMAGES // arguments.batch_size
+        network = adaround_weight.Adaround.apply_adaround(
+            network,
+            example,
+            adaround_weight.AdaroundParameters(
+                batches[:few], few, LEARNED.reconstruction.steps, forward_fn=lambda model, images: model(images)
+            ),
+            str(path.parent),
+            path.stem,
+            default_param_bw=weight_bits,
+        )
+    simulated = aimet_torch.QuantizationSimModel(
+        network, example, quant_scheme="tf_enhanced", default_param_bw=weight_bits, config_file="default"
+    )
+    if learned:
+        simulated.set_and_freeze_param_encodings(str(path.with_suffix(".encodings")))
 
     def feed(model: torch.nn.Module) -> None:
         with torch.inference_mode():
-            for batch in Images(arguments):
+            for batch in batches:
                 model(batch)
 
     simulated.compute_encodings(feed)
@@ -165,7 +188,7 @@ def aimet(arguments: argparse.Namespace, _target: str, path: Path) -> None:
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-        opset_version=17,
+        opset_version=21 if weight_bits == 4 else 17,  # the first with INT4
     )
 
 
@@ -180,11 +203,16 @@ def use_torch_activations(network: torch.nn.Module) -> None:
 
 QUANTIZERS: dict[str, Callable[[argparse.Namespace, str, Path], None]] = {
     "repquant": ours,
-    "repquant loss-aware": ours_loss_aware,
+    "repquant loss-aware": partial(ours, calibrator="loss-aware"),
+    "repquant learned": partial(ours, method=LEARNED),
     "repquant search": ours_searched,
+    "repquant W4A8": partial(ours, weight_bits=4),
+    "repquant learned W4A8": partial(ours, weight_bits=4, method=LEARNED),
     "ONNX Runtime": onnxruntime,
     "NNCF": nncf,
     "AIMET": aimet,
+    "AIMET AdaRound": partial(aimet, learned=True),
+    "AIMET AdaRound W4A8": partial(aimet, learned=True, weight_bits=4),
 }
 
 
@@ -193,8 +221,8 @@ def has_exact_products(target: str) -> bool:
     return TARGETS[target] == "onnxruntime" or int8_support().safe
 
 
-def schemes(target: str) -> rq.Target:
-    return rq.resolve_target(target, fast_int8_dot=has_exact_products(target))
+def schemes(target: str, weight_bits: int = 8) -> rq.Target:
+    return rq.resolve_target(target, fast_int8_dot=has_exact_products(target), weight_bits=weight_bits)
 
 
 def float_graph(arguments: argparse.Namespace) -> fx.GraphModule:
@@ -269,7 +297,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     for target in arguments.targets:
         for name in arguments.quantizers:
-            if name == "AIMET" and target != "onnxruntime":
+            if name.startswith("AIMET") and target != "onnxruntime":
                 continue
             file = f"{target}-{name.replace(' ', '-').lower()}.onnx"
             kept = arguments.output / f"{file}.json"

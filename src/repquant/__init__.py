@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from repquant.finish_qat import finish_qat as finish_qat
     from repquant.load import load as load
     from repquant.methods.method import PtqMethod as PtqMethod
+    from repquant.methods.method import ReconstructionOptions as ReconstructionOptions
     from repquant.prepare_qat import QatOptions as QatOptions
     from repquant.prepare_qat import prepare_qat as prepare_qat
     from repquant.prove import Proof as Proof
@@ -38,6 +39,7 @@ _HOMES = {
     "PtqMethod": "repquant.methods.method",
     "QatOptions": "repquant.prepare_qat",
     "Quantized": "repquant.quantize",
+    "ReconstructionOptions": "repquant.methods.method",
     "Target": "repquant.targets.target",
     "analyze": "repquant.analyze",
     "benchmark": "repquant.benchmark",

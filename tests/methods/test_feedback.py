@@ -4,6 +4,9 @@ from torch import nn
 
 from repquant.errors import InputError
 from repquant.graph.capture import capture
+from repquant.graph.layout import find_layout
+from repquant.graph.plan import make_plan
+from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.feedback import round_weights
 from repquant.numerics.distance import sqnr_db
 from repquant.simulation.network import quantized_layers, simulate
@@ -49,6 +52,30 @@ def test_groups_paddings_and_layers_without_bias(images, plan, padding, per_tens
     )
     target = resolve_target("tensorrt", weight_bits=4, per_tensor_weights=per_tensor)
     assert gain_db(graph, images, plan(graph, [images], target)) > 0.4
+
+
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_what_clipping_made_smaller_grows_again(per_tensor):
+    torch.manual_seed(0)
+    images = torch.randn(256, 3, 8, 8)
+    graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), images)
+    target = resolve_target("onnxruntime", per_tensor_weights=per_tensor)
+    layout = find_layout(graph, target)
+    ranges = activation_ranges("max", collect_histograms(graph, layout, [images]), target)
+    hidden = layout.layers["2"]
+    ranges[hidden] = (0.0, ranges[hidden][1] / 3)
+    clipping = make_plan(layout, ranges, target)
+    with torch.no_grad():
+        wanted, nearest = graph(images), simulate(graph, clipping)(images)
+        given = round_weights(graph, clipping, [images]).simulated()(images)
+    assert slope(wanted, nearest) < 0.95
+    assert slope(wanted, given) == pytest.approx(1, abs=0.01)
+
+
+def slope(x, y):
+    """By how much the channels of y grow with those of x, the mean over the channels."""
+    x, y = (each - each.mean((0, 2, 3), keepdim=True) for each in (x, y))
+    return float((x * y).sum() / (x * x).sum())
 
 
 def test_no_images(mixed, images, plan):

@@ -46,7 +46,7 @@ def test_the_default_method_is_tried_first_and_is_enough_if_it_meets_the_limit(h
     assert [candidate for candidate, _ in outcome.attempts] == [candidates[0]]
     assert (outcome.best, outcome.met) == (0, True)
     identities = [candidate.method.identity for candidate in candidates]
-    assert identities == ["fused"] * 4 + ["residual"] * has_identity
+    assert identities == ["fused"] * 5 + ["residual"] * has_identity
 
 
 def test_dearer_ones_follow_while_the_limit_is_not_met():
@@ -98,6 +98,10 @@ def test_candidates_made_from_the_best():
     learned = with_learned_rounding(methods(True)[-1], 300)
     assert learned.name == "equalized, learned rounding, 300 steps, identity as residual"
     assert learned.method.reconstruction.steps == 300
+    as_it_is = next(candidate for candidate in methods(False) if candidate.method.equalization == "none")
+    learned = with_learned_rounding(as_it_is, STEPS)
+    assert learned.name == "not equalized, learned rounding"
+    assert learned.method.equalization == "none"
     assert keeping_layers(ANY[0], ["x"]) == ()  # not every layer
     assert [candidate.keep_float for candidate in keeping_layers(ANY[0], ["x", "y"])] == [("x",)]
 

@@ -17,18 +17,20 @@ from repquant.graph.grouping import TransposedConvolution
 from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, batch_size, run
-from repquant.graph.shelf import Shelf
+from repquant.graph.shelf import Shelf, Shelved
 from repquant.methods.layer_positions import (
     groups_of,
     inputs_at,
     kernel_rows,
     maps,
+    outputs_of,
     parameters_of,
     row_scales,
     weight_of_rows,
 )
 from repquant.methods.rounded import Rounded
-from repquant.numerics.affine import Grid
+from repquant.numerics.affine import Grid, stored_scale
+from repquant.numerics.channel_fit import ChannelFit
 from repquant.numerics.feedback_rounding import round_with_feedback
 from repquant.numerics.moments import Mean
 from repquant.numerics.patches import Positions, outputs_at
@@ -50,8 +52,9 @@ def round_weights(
     """Return the float network with weights on the grids of a plan, rounded with error feedback.
 
     The images pass through the quantized network once. When they reach a layer, its weights are rounded for the second
-    moments of the input that is there, and its bias takes up what is left between the mean outputs; then they go on
-    through the rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
+    moments of the input that is there, the scales of its weights grow by what the outputs lack (see
+    `numerics.channel_fit`), and its bias takes up what is left between the mean outputs; then they go on through the
+    rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
 
     Args:
         graph: from `capture`; it is not changed.
@@ -75,7 +78,7 @@ def round_weights(
             (inputs,) = seen
             layer, float_layer = layers[name], rounded.get_submodule(name)
             grid = layer.integers.weight_grid
-            _round_layer(float_layer, grid, samples[name], _Quantized(layer.input, inputs))
+            grid = _round_layer(float_layer, grid, samples.pop(name), _Quantized(layer.input, inputs))
             weight, bias = parameters_of(float_layer)
             scale = torch.tensor(layer.input.scale)
             layer.adopt(quantize_parameters(weight, bias, scale, grid, groups_of(float_layer)))
@@ -98,18 +101,21 @@ class _Quantized:
 
 
 class _Sample:
-    """Positions of a layer's output, as many for each image, and the mean of the float outputs there.
+    """Positions of a layer's output, as many for each image, and the float outputs there.
 
     Args:
         layer: in float.
         images: how many there are in all.
         patches: positions in all, at most; but at least one of each image.
+        shelf: where the float outputs wait.
     """
 
-    def __init__(self, layer: nn.Module, images: int, patches: int) -> None:
+    def __init__(self, layer: nn.Module, images: int, patches: int, shelf: Shelf) -> None:
         self._layer = layer
         self._images = images
         self._patches = patches
+        self._shelf = shelf
+        self._outputs: list[Shelved] = []
         self._rows = self._places = 0
         self._mean = Mean()
         self._drawn: Positions | None = None
@@ -121,7 +127,9 @@ class _Sample:
             # Windows of an image, say, may lie along the first dimension: each is as an image of its own.
             self._rows, self._places = self._images * len(values) // images, values.shape[2]
             self._drawn = self._positions(self._places)
-        self._mean.update(outputs_at(values, self._drawn.draw(len(values)).to(y.device)))
+        outputs = outputs_at(values, self._drawn.draw(len(values)).to(y.device))
+        self._mean.update(outputs)
+        self._outputs.append(self._shelf.put(outputs))
 
     def mean(self) -> Tensor:
         """Return the mean (C,) of the float outputs."""
@@ -134,16 +142,26 @@ class _Sample:
             mean.update(outputs_at(maps(layer(part), layer), positions.draw(len(part)).to(part.device)))
         return mean.value()
 
-    def input_moments(self, x: Iterable[Tensor]) -> SecondMoments:
-        """Return the moments of what the outputs are computed from, for the layer's input in chunks."""
-        moments, positions = SecondMoments(), None
-        for part in x:
+    def compare(self, x: Iterable[Tensor]) -> tuple[SecondMoments, ChannelFit]:
+        """Return the moments of what the outputs are computed from, and how they compare with the float outputs.
+
+        There is none for a transposed convolution, whose groups share scales. The float outputs leave the shelf.
+
+        Args:
+            x: the layer's quantized input in chunks.
+        """
+        moments, fit, positions = SecondMoments(), ChannelFit(self._images), None
+        is_transposed = isinstance(self._layer, TransposedConvolution)
+        for part, kept in zip(x, self._outputs, strict=True):
             if positions is None:
                 # A place of the input of a transposed convolution reaches many outputs: its own places are drawn.
-                is_transposed = isinstance(self._layer, TransposedConvolution)
                 positions = self._positions(maps(part, self._layer).shape[2] if is_transposed else self._places)
-            moments.update(inputs_at(self._layer, part, positions.draw(len(part)).to(part.device)))
-        return moments
+            rows = inputs_at(self._layer, part, positions.draw(len(part)).to(part.device))
+            moments.update(rows)
+            if not is_transposed:
+                fit.update(outputs_of(self._layer, rows), self._shelf.get(kept))
+        self._shelf.drop(self._outputs)
+        return moments, fit
 
     def _positions(self, places: int) -> Positions:
         return Positions(self._rows, places, self._patches)
@@ -154,27 +172,34 @@ def _sample_outputs(graph: fx.GraphModule, plan: Plan, inputs: Shelves, patches:
     nodes = {name: node for name, node in layer_nodes(graph).items() if name in plan.layout.layers}
     if images == 0:
         raise InputError("there are no calibration images; give at least one batch")
-    samples = {name: _Sample(graph.get_submodule(name), images, patches) for name in nodes}
+    samples = {name: _Sample(graph.get_submodule(name), images, patches, inputs.shelf) for name in nodes}
     for batch in inputs:
         see = {name: partial(sample.see, images=batch_size(graph, batch)) for name, sample in samples.items()}
         run(graph, batch, {node.name: see[name] for name, node in nodes.items()})
     return samples
 
 
-def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: Iterable[Tensor]) -> None:
-    """Round the layer's weight to `grid` and correct its bias, in place, for the quantized input `x` in chunks."""
+def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: Iterable[Tensor]) -> Grid:
+    """Round the layer's weight and correct scales and bias, in place, for the quantized input `x` in chunks.
+
+    Returns:
+        The grid of the weight: that which was given, with other scales.
+    """
     weight, bias = parameters_of(layer)
-    seen = sample.input_moments(x)
+    seen, fit = sample.compare(x)
     mean, moments = seen.mean(), seen.moments(central=bias is not None)
     kernels, scales = kernel_rows(layer, len(moments)), row_scales(layer, grid, len(moments))
-    rounded = [
-        round_with_feedback(kernel, part, scale, grid.scheme.qmin, grid.scheme.qmax) * scale.unsqueeze(1)
+    integers = [
+        round_with_feedback(kernel, part, scale, grid.scheme.qmin, grid.scheme.qmax)
         for kernel, part, scale in zip(kernels, moments, scales, strict=True)
     ]
+    gains = fit.gains(pooled=grid.scheme.channel_axis is None)
+    grid = replace(grid, scale=stored_scale(grid.scale * gains, grid.scheme))
+    scales = row_scales(layer, grid, len(moments))
+    rounded = [part * scale.unsqueeze(1) for part, scale in zip(integers, scales, strict=True)]
     weight.copy_(weight_of_rows(layer, rounded))
-    if bias is None:
-        return
-    if isinstance(layer, TransposedConvolution):
+    if isinstance(layer, TransposedConvolution) and bias is not None:
         bias.add_(sample.mean() - sample.mean_of(layer, x))
-    else:
+    elif bias is not None:
         bias.copy_(sample.mean() - torch.cat([kernel @ part for kernel, part in zip(rounded, mean, strict=True)]))
+    return grid

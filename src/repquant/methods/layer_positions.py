@@ -44,6 +44,13 @@ def inputs_at(layer: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
     return rows.reshape(len(rows), groups, -1)
 
 
+def outputs_of(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the outputs (R, O), without bias, for `inputs_at` (R, groups, K); not of a transposed convolution."""
+    weight, _ = parameters_of(layer)
+    kernels = weight.reshape(inputs.shape[1], -1, inputs.shape[2])
+    return torch.einsum("rgk,gok->rgo", inputs, kernels).flatten(1)
+
+
 def groups_of(layer: nn.Module) -> int:
     """Return the number of groups; 1 for a linear layer."""
     return layer.groups if isinstance(layer, Convolution | TransposedConvolution) else 1

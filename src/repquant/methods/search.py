@@ -5,9 +5,9 @@ In the end the rounding of the best is learned, as far as the time allows, and o
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from repquant.choices import LOSS_AWARE, Identity, Rounding
+from repquant.choices import LOSS_AWARE, Equalization, Identity, Rounding
 from repquant.methods.judges import Score
 from repquant.methods.method import PtqMethod, ReconstructionOptions
 
@@ -64,26 +64,36 @@ class Outcome:
 def methods(has_identity: bool) -> tuple[Candidate, ...]:
     """Return the default method, and those that take about as long; the last one changes the served graph."""
     others = tuple(_candidate(calibrator=calibrator) for calibrator in ("percentile", "entropy", LOSS_AWARE))
-    return (_candidate(), *others, *((_candidate(identity="residual"),) if has_identity else ()))
+    as_it_is = _candidate(equalization="none")  # the noise model makes RepViT worse (results/deployed-networks.md)
+    return (_candidate(), *others, as_it_is, *((_candidate(identity="residual"),) if has_identity else ()))
 
 
 def _candidate(
-    rounding: Rounding = "feedback", identity: Identity = "fused", calibrator: str = "mse", steps: int = STEPS
+    rounding: Rounding = "feedback",
+    identity: Identity = "fused",
+    calibrator: str = "mse",
+    steps: int = STEPS,
+    equalization: Literal["none", Equalization] = "noise",
 ) -> Candidate:
     words = [
-        "equalized",
+        "not equalized" if equalization == "none" else "equalized",
         _ROUNDINGS[rounding],
         *([f"{steps} steps"] if rounding == "learned" and steps != STEPS else []),
         *([f"identity as {identity}"] if identity != "fused" else []),
         *([f"{calibrator} ranges"] if calibrator != "mse" else []),
     ]
-    method = PtqMethod(rounding=rounding, identity=identity, reconstruction=ReconstructionOptions(steps=steps))
+    method = PtqMethod(
+        equalization=equalization,
+        rounding=rounding,
+        identity=identity,
+        reconstruction=ReconstructionOptions(steps=steps),
+    )
     return Candidate(name=", ".join(words), method=method, calibrator=calibrator)
 
 
 def with_learned_rounding(best: Candidate, steps: int) -> Candidate:
     """Return the best candidate with its rounding learned in so many steps a layer."""
-    return _candidate("learned", best.method.identity, best.calibrator, steps)
+    return _candidate("learned", best.method.identity, best.calibrator, steps, best.method.equalization)
 
 
 def affordable_steps(seconds_a_step: float, seconds: float) -> int:

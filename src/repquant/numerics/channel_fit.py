@@ -1,0 +1,58 @@
+"""How much larger the outputs of a layer should be, by a line through what they should be and what they are.
+
+A grid may take from the values of a tensor in one direction: peaks are clipped, and small values round to 0. What
+follows is then smaller by a factor that is about the same for all images, and a bias can't give it back. A factor for
+each channel can, and costs nothing, as weights have a scale anyway. (RepAPQ, arXiv 2402.16121, learns such factors;
+here they are computed.)
+
+The line is that of what is given on what is wanted, and not the other way round: least squares the other way round
+would take noise for a reason to make outputs smaller. Noise averages out further on, and a smaller scale does not.
+"""
+
+import torch
+from torch import Tensor
+
+GAINS = (0.5, 2.0)
+"""The smallest and the largest factor. With a smaller one a bias may not fit 32 bits in the new steps."""
+
+_CERTAIN = 2  # standard errors
+
+
+class ChannelFit:
+    """Of pairs of rows, what each of C channels gives and what it should give; sums are float64.
+
+    Args:
+        samples: how many rows there will be that are independent of each other: the number of images.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._rows = 0
+        self._sums: Tensor | float = 0.0
+
+    def update(self, given: Tensor, wanted: Tensor) -> None:
+        """Add rows (R, C) of both."""
+        x, y = given.double(), wanted.double()
+        self._rows += len(x)
+        self._sums = self._sums + torch.stack([each.sum(0) for each in (x, y, x * x, x * y, y * y)])
+
+    def gains(self, *, pooled: bool = False) -> Tensor:
+        """Return the factors (C,) float32 that what is given lacks; 1 where nothing certain can be said.
+
+        They are drawn to 1 by as much as they may be off by chance (the positive part of James and Stein, "Estimation
+        with Quadratic Loss", 1961), so that few samples do no harm.
+
+        Args:
+            pooled: one factor () for all channels.
+        """
+        if self._rows == 0:
+            return torch.ones(())
+        x, y, xx, xy, yy = torch.as_tensor(self._sums) / self._rows
+        variance, covariance, wanted = xx - x * x, xy - x * y, yy - y * y
+        if pooled:
+            variance, covariance, wanted = variance.sum(), covariance.sum(), wanted.sum()
+        gains = wanted / covariance
+        error = gains.square() * (variance * wanted / covariance.square() - 1).clamp(min=0) / max(self._samples - 2, 0)
+        off = gains - 1
+        gains = 1 + off * (1 - _CERTAIN**2 * error / off.square()).clamp(min=0)
+        return torch.where(gains.isfinite() & (covariance > 0), gains, 1.0).clamp(*GAINS).float()
