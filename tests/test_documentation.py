@@ -217,8 +217,9 @@ def test_the_reference_has_every_option_and_every_name(site):
             assert f"<code>{name}</code>" in text, f"{verb} {name}"
     text = (site / "reference" / "python.html").read_text()
     for name in rq.__all__:
-        assert f'.{name}"' in text or name in ("__version__", "PtqMethod"), name
+        assert f'.{name}"' in text or name in ("__version__", "PtqMethod", "ReconstructionOptions"), name
     assert "<code>equalization</code>" in text
+    assert "<code>granularity</code>" in text
 
 
 def read(parser: ArgumentParser, arguments: list[str]) -> None:
