@@ -59,17 +59,34 @@ def test_what_clipping_made_smaller_grows_again(per_tensor):
     torch.manual_seed(0)
     images = torch.randn(256, 3, 8, 8)
     graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), images)
-    target = resolve_target("onnxruntime", per_tensor_weights=per_tensor)
-    layout = find_layout(graph, target)
-    ranges = activation_ranges("max", collect_histograms(graph, layout, [images]), target)
-    hidden = layout.layers["2"]
-    ranges[hidden] = (0.0, ranges[hidden][1] / 3)
-    clipping = make_plan(layout, ranges, target)
+    clipping = clipped(graph, images, resolve_target("onnxruntime", per_tensor_weights=per_tensor))
     with torch.no_grad():
         wanted, nearest = graph(images), simulate(graph, clipping)(images)
         given = round_weights(graph, clipping, [images]).simulated()(images)
     assert slope(wanted, nearest) < 0.95
     assert slope(wanted, given) == pytest.approx(1, abs=0.01)
+
+
+def test_without_a_bias_gains_do_not_move_the_mean():
+    torch.manual_seed(0)
+    images = torch.randn(256, 3, 8, 8)
+    graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False)), images)
+    graph.get_submodule("2").weight.data.abs_()
+    clipping = clipped(graph, images, resolve_target("onnxruntime"))
+    with torch.no_grad():
+        wanted, nearest = graph(images), simulate(graph, clipping)(images)
+        given = round_weights(graph, clipping, [images]).simulated()(images)
+    assert (given - wanted).square().mean() < 0.9 * (nearest - wanted).square().mean()
+    assert abs(given.mean() / wanted.mean() - 1) < abs(nearest.mean() / wanted.mean() - 1)
+
+
+def clipped(graph, images, target):
+    """Return a plan whose grid for the input of the last layer ends at a third of the largest value."""
+    layout = find_layout(graph, target)
+    ranges = activation_ranges("max", collect_histograms(graph, layout, [images]), target)
+    hidden = layout.layers["2"]
+    ranges[hidden] = (0.0, ranges[hidden][1] / 3)
+    return make_plan(layout, ranges, target)
 
 
 def slope(x, y):

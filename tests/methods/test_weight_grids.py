@@ -75,7 +75,7 @@ def test_every_rounding_lands_on_the_chosen_grids(mixed, images, plan, rounding)
     assert grids.keys() == layers.keys() == whole.layout.layers.keys()
     for name, layer in layers.items():
         factors = layer.integers.weight_grid.scale / grids[name].scale
-        if rounding != "nearest":  # outputs that came out too small are made larger
+        if rounding == "feedback":  # outputs that came out too small are made larger
             assert factors.min() >= GAINS[0], name
             assert factors.max() <= GAINS[1], name
             continue

@@ -52,7 +52,7 @@ def round_weights(
     """Return the float network with weights on the grids of a plan, rounded with error feedback.
 
     The images pass through the quantized network once. When they reach a layer, its weights are rounded for the second
-    moments of the input that is there, the scales of its weights grow by what the outputs lack (see
+    moments of the input that is there, the scales of its weights get what the outputs lack in size (see
     `numerics.channel_fit`), and its bias takes up what is left between the mean outputs; then they go on through the
     rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
 
@@ -115,6 +115,7 @@ class _Sample:
         self._images = images
         self._patches = patches
         self._shelf = shelf
+        self._is_transposed = isinstance(layer, TransposedConvolution)
         self._outputs: list[Shelved] = []
         self._rows = self._places = 0
         self._mean = Mean()
@@ -129,7 +130,8 @@ class _Sample:
             self._drawn = self._positions(self._places)
         outputs = outputs_at(values, self._drawn.draw(len(values)).to(y.device))
         self._mean.update(outputs)
-        self._outputs.append(self._shelf.put(outputs))
+        if not self._is_transposed:
+            self._outputs.append(self._shelf.put(outputs))
 
     def mean(self) -> Tensor:
         """Return the mean (C,) of the float outputs."""
@@ -145,21 +147,21 @@ class _Sample:
     def compare(self, x: Iterable[Tensor]) -> tuple[SecondMoments, ChannelFit]:
         """Return the moments of what the outputs are computed from, and how they compare with the float outputs.
 
-        There is none for a transposed convolution, whose groups share scales. The float outputs leave the shelf.
+        Those of a transposed convolution, whose groups share scales, are not compared. The float outputs leave the
+        shelf.
 
         Args:
             x: the layer's quantized input in chunks.
         """
         moments, fit, positions = SecondMoments(), ChannelFit(self._images), None
-        is_transposed = isinstance(self._layer, TransposedConvolution)
-        for part, kept in zip(x, self._outputs, strict=True):
+        for index, part in enumerate(x):
             if positions is None:
                 # A place of the input of a transposed convolution reaches many outputs: its own places are drawn.
-                positions = self._positions(maps(part, self._layer).shape[2] if is_transposed else self._places)
+                positions = self._positions(maps(part, self._layer).shape[2] if self._is_transposed else self._places)
             rows = inputs_at(self._layer, part, positions.draw(len(part)).to(part.device))
             moments.update(rows)
-            if not is_transposed:
-                fit.update(outputs_of(self._layer, rows), self._shelf.get(kept))
+            if not self._is_transposed:
+                fit.update(outputs_of(self._layer, rows), self._shelf.get(self._outputs[index]))
         self._shelf.drop(self._outputs)
         return moments, fit
 
@@ -193,7 +195,7 @@ def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: Iterable[Tens
         round_with_feedback(kernel, part, scale, grid.scheme.qmin, grid.scheme.qmax)
         for kernel, part, scale in zip(kernels, moments, scales, strict=True)
     ]
-    gains = fit.gains(pooled=grid.scheme.channel_axis is None)
+    gains = fit.gains(central=bias is not None, pooled=grid.scheme.channel_axis is None)
     grid = replace(grid, scale=stored_scale(grid.scale * gains, grid.scheme))
     scales = row_scales(layer, grid, len(moments))
     rounded = [part * scale.unsqueeze(1) for part, scale in zip(integers, scales, strict=True)]

@@ -2,8 +2,7 @@
 
 A pass of the float network keeps its outputs at sampled positions. Then the quantized network runs once on all images,
 and each layer is learned when its input arrives: the layers before it are rounded already, and the targets are those of
-the float network, as in BRECQ (Li et al., ICLR 2021). The scales of its weights grow first by what the outputs lack
-(`repquant.numerics.channel_fit`). The core is `repquant.numerics.adaround`.
+the float network, as in BRECQ (Li et al., ICLR 2021). The core is `repquant.numerics.adaround`.
 
 The weights of transposed convolutions are rounded to nearest: their outputs sum over kernel places that different
 inputs reach, which the rows of the core can't say.
@@ -31,20 +30,18 @@ from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, Observer, batch_size, run
 from repquant.graph.shelf import Shelf
 from repquant.methods.layer_ends import LayerEnd, find_ends
-from repquant.methods.layer_positions import outputs_of, parameters_of
+from repquant.methods.layer_positions import parameters_of
 from repquant.methods.method import ReconstructionOptions
 from repquant.methods.rounded import Rounded
 from repquant.methods.rounding_checkpoint import LearnedLayer, LearnedLayers, fingerprint, load_layers
 from repquant.methods.row_samples import ROWS, RowSample
 from repquant.numerics.adaround import LayerRows, learn_rounding
 from repquant.numerics.affine import Grid, dequantize, stored_scale
-from repquant.numerics.channel_fit import ChannelFit
 from repquant.simulation.integers import quantize_parameters
 from repquant.simulation.layers import QuantizedLayer
 from repquant.simulation.network import quantized_layers, read_by_layers, simulate
 
 _DEFAULTS = ReconstructionOptions()
-_FIT_ROWS = 1024  # at a time
 
 
 @torch.no_grad()
@@ -106,7 +103,7 @@ def reconstruct(
         def learn(name: str, seen: list[Iterable[Tensor]]) -> None:
             x, *addends = seen
             rows = samples.pop(name).rows(x, addends[0] if addends else None, relu=ends[name].relu)
-            result = _learn(name, graph.get_submodule(name), layers[name], rows, images, options, on_step)
+            result = _learn(name, graph.get_submodule(name), layers[name], rows, options, on_step)
             learned.add(name, result)
             results[name] = _adopt(layers[name], result)
 
@@ -204,7 +201,6 @@ def _learn(
     layer: nn.Module,
     quantized: QuantizedLayer,
     rows: LayerRows,
-    images: int,
     options: ReconstructionOptions,
     on_step: Callable[[int], None],
 ) -> LearnedLayer:
@@ -213,20 +209,9 @@ def _learn(
     counts = grid.step_counts(weight).flatten(1)
     seed = hashlib.sha256(f"{options.seed}/{name}".encode()).digest()  # of its own, whichever layers came before
     generator = torch.Generator().manual_seed(int.from_bytes(seed[:8]))
-    scale = stored_scale(grid.scale * _gains(layer, grid, rows, images), grid.scheme)
-    found = learn_rounding(rows, counts, scale, bias, grid.scheme, options, generator, on_step)
-    scale = stored_scale(scale * found.gain, grid.scheme) if options.affine else scale
+    found = learn_rounding(rows, counts, grid.scale, bias, grid.scheme, options, generator, on_step)
+    scale = stored_scale(grid.scale * found.gain, grid.scheme) if options.affine else grid.scale
     return LearnedLayer(found.integers.reshape(weight.shape), scale, found.bias)
-
-
-def _gains(layer: nn.Module, grid: Grid, rows: LayerRows, images: int) -> Tensor:
-    """Return what the outputs that the float weights give for the quantized input lack, see `numerics.channel_fit`."""
-    fit = ChannelFit(images)
-    added = torch.zeros_like(rows.targets) if rows.addend is None else rows.addend
-    parts = zip(rows.steps.split(_FIT_ROWS), (rows.targets - added).split(_FIT_ROWS), strict=True)
-    for steps, wanted in parts:
-        fit.update(outputs_of(layer, steps * rows.input_scale), wanted)
-    return fit.gains(pooled=grid.scheme.channel_axis is None)
 
 
 def _rounded(

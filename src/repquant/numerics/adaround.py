@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repquant.numerics.affine import INT32_MAX, Scheme
-from repquant.numerics.channel_fit import GAINS
 from repquant.numerics.rounding_options import RoundingOptions
 
 PENALTY = 1000.0
@@ -33,6 +32,7 @@ _EDGE_SLOPE = -_LOW * _HIGH / _STRETCH**2  # sigmoid * (1 - sigmoid) where h rea
 _WARM_UP = 0.2  # fraction of the steps without penalty
 _FIRST_EXPONENT, _LAST_EXPONENT = 20, 2
 _DECAY_1, _DECAY_2, _EPSILON = 0.9, 0.999, 1e-8
+_GAINS = (0.5, 2.0)
 _LARGEST_BIAS = 0.999 * INT32_MAX  # in steps of the accumulator; float32 rounds near 2^31
 _PROBE = 1024  # rows on which the error of rounding to nearest is measured
 
@@ -249,7 +249,7 @@ class LayerOutput:
     @property
     def gain(self) -> Tensor:
         """Factor (G, 1, O/G) of the scale."""
-        return (1 + self._gain_unit * self._stretch).clamp(*GAINS)
+        return (1 + self._gain_unit * self._stretch).clamp(*_GAINS)
 
     @property
     def bias(self) -> Tensor:

@@ -12,8 +12,8 @@ would take noise for a reason to make outputs smaller. Noise averages out furthe
 import torch
 from torch import Tensor
 
-GAINS = (0.5, 2.0)
-"""The smallest and the largest factor. With a smaller one a bias may not fit 32 bits in the new steps."""
+GAINS = (0.55, 2.0)
+"""The smallest and the largest factor. Scales leave biases in 32 bits room for a factor of 2."""
 
 _CERTAIN = 2  # standard errors
 
@@ -36,23 +36,24 @@ class ChannelFit:
         self._rows += len(x)
         self._sums = self._sums + torch.stack([each.sum(0) for each in (x, y, x * x, x * y, y * y)])
 
-    def gains(self, *, pooled: bool = False) -> Tensor:
+    def gains(self, *, central: bool, pooled: bool = False) -> Tensor:
         """Return the factors (C,) float32 that what is given lacks; 1 where nothing certain can be said.
 
-        They are drawn to 1 by as much as they may be off by chance (the positive part of James and Stein, "Estimation
-        with Quadratic Loss", 1961), so that few samples do no harm.
+        A factor of less than two standard errors counts as chance, and of a larger one the less is taken off the larger
+        it is (the positive part of James and Stein, "Estimation with Quadratic Loss", 1961). So few samples do no harm.
 
         Args:
+            central: of the distances to the mean, where a bias takes up what is left of that.
             pooled: one factor () for all channels.
         """
         if self._rows == 0:
             return torch.ones(())
         x, y, xx, xy, yy = torch.as_tensor(self._sums) / self._rows
-        variance, covariance, wanted = xx - x * x, xy - x * y, yy - y * y
+        given, covariance, wanted = (xx - x * x, xy - x * y, yy - y * y) if central else (xx, xy, yy)
         if pooled:
-            variance, covariance, wanted = variance.sum(), covariance.sum(), wanted.sum()
+            given, covariance, wanted = given.sum(), covariance.sum(), wanted.sum()
         gains = wanted / covariance
-        error = gains.square() * (variance * wanted / covariance.square() - 1).clamp(min=0) / max(self._samples - 2, 0)
+        error = gains.square() * (given * wanted / covariance.square() - 1).clamp(min=0) / max(self._samples - 2, 0)
         off = gains - 1
         gains = 1 + off * (1 - _CERTAIN**2 * error / off.square()).clamp(min=0)
         return torch.where(gains.isfinite() & (covariance > 0), gains, 1.0).clamp(*GAINS).float()
