@@ -40,7 +40,7 @@ NOISE_IMAGES = 256
 """Images that the noise model looks at: with 128 RepVGG-A0 loses a fifth more, with 512 about as much (docs/log.md)."""
 
 _QUIET = 0.01  # a channel counts as at least this share of the loudest: scales of silent channels stay bounded
-_GAIN_IMAGES = 8
+_GAIN_IMAGES = 32  # of the first batch; with 8 a RepViT loses more than twice as much (docs/log.md)
 
 
 def equalize(
