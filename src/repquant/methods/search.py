@@ -64,7 +64,7 @@ class Outcome:
 def methods(has_identity: bool) -> tuple[Candidate, ...]:
     """Return the default method, and those that take about as long; the last one changes the served graph."""
     others = tuple(_candidate(calibrator=calibrator) for calibrator in ("percentile", "entropy", LOSS_AWARE))
-    as_it_is = _candidate(equalization="none")  # the noise model makes RepViT worse (results/deployed-networks.md)
+    as_it_is = _candidate(equalization="none")  # where the noise model errs
     return (_candidate(), *others, as_it_is, *((_candidate(identity="residual"),) if has_identity else ()))
 
 
