@@ -16,6 +16,7 @@ GAINS = (0.55, 2.0)
 """The smallest and the largest factor. Scales leave biases in 32 bits room for a factor of 2."""
 
 _CERTAIN = 2  # standard errors
+_FOLLOWS = 0.9  # share of the variance that the line has to explain: what is mostly noise would be amplified
 
 
 class ChannelFit:
@@ -52,8 +53,9 @@ class ChannelFit:
         given, covariance, wanted = (xx - x * x, xy - x * y, yy - y * y) if central else (xx, xy, yy)
         if pooled:
             given, covariance, wanted = given.sum(), covariance.sum(), wanted.sum()
-        gains = wanted / covariance
-        error = gains.square() * (given * wanted / covariance.square() - 1).clamp(min=0) / max(self._samples - 2, 0)
+        gains, explained = wanted / covariance, covariance.square() / (given * wanted)
+        error = gains.square() * (1 / explained - 1).clamp(min=0) / max(self._samples - 2, 0)
         off = gains - 1
         gains = 1 + off * (1 - _CERTAIN**2 * error / off.square()).clamp(min=0)
-        return torch.where(gains.isfinite() & (covariance > 0), gains, 1.0).clamp(*GAINS).float()
+        is_known = gains.isfinite() & (covariance > 0) & (explained > _FOLLOWS)
+        return torch.where(is_known, gains, 1.0).clamp(*GAINS).float()
