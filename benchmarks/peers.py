@@ -157,7 +157,7 @@ def aimet(
     example = batches[0]
     equalize_model(network, dummy_input=example)
     if learned:
-        few = ROUNDING_IMAGES // arguments.batch_size
+        few = max(1, ROUNDING_IMAGES // arguments.batch_size)
         network = adaround_weight.Adaround.apply_adaround(
             network,
             example,

@@ -6,7 +6,7 @@ each channel can, and costs nothing, as weights have a scale anyway. (RepAPQ, ar
 here they are computed.)
 
 The line is that of what is given on what is wanted, and not the other way round: least squares the other way round
-would take noise for a reason to make outputs smaller. Noise averages out further on, and a smaller scale does not.
+would take noise for a reason to make outputs smaller, layer after layer.
 """
 
 import torch
