@@ -5,12 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repquant.numerics.feedback_rounding import round_with_feedback
+from repquant.numerics.feedback_rounding import FeedbackRounding
 
 
 def error(weight, integers, moments, scale):
     difference = (weight - integers * scale.unsqueeze(1)).double()
     return ((difference @ moments.double()) * difference).sum(1)
+
+
+def round_with_feedback(weight, moments, scale, qmin, qmax):
+    return FeedbackRounding(moments).round(weight, scale, qmin, qmax)[0]
 
 
 def correlated_problem(seed=0, rows=6, columns=100):
@@ -49,6 +53,13 @@ def test_close_to_the_best_of_all_integers():
     nearest = error(weight, torch.round(weight / scale.unsqueeze(1)), moments, scale)
     found = error(weight, round_with_feedback(weight, moments, scale, -8, 8), moments, scale)
     assert (found.sum() - best.sum()) < 0.3 * (nearest.sum() - best.sum())
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.1])
+def test_losses_are_those_for_the_inputs_without_damping(damping):
+    weight, moments, scale = correlated_problem()
+    integers, losses = FeedbackRounding(moments, damping).round(weight, scale, -7, 7)
+    assert torch.allclose(losses, error(weight, integers, moments, scale), rtol=1e-3)
 
 
 @settings(deadline=None)

@@ -18,24 +18,23 @@ from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, batch_size, run
 from repquant.graph.shelf import Shelf, Shelved
+from repquant.methods.kernel_rounding import round_kernels
 from repquant.methods.layer_positions import (
     groups_of,
     inputs_at,
-    kernel_rows,
     maps,
+    of_rows,
     outputs_of,
     parameters_of,
-    row_scales,
     weight_of_rows,
 )
 from repquant.methods.rounded import Rounded
 from repquant.numerics.affine import Grid, stored_scale
 from repquant.numerics.channel_fit import ChannelFit
-from repquant.numerics.feedback_rounding import round_with_feedback
 from repquant.numerics.moments import Mean
 from repquant.numerics.patches import Positions, outputs_at
 from repquant.numerics.second_moments import SecondMoments
-from repquant.simulation.integers import quantize_parameters
+from repquant.simulation.integers import quantize_parameters, smallest_scale
 from repquant.simulation.layers import FakeQuantize
 from repquant.simulation.network import quantized_layers, read_by_layers, simulate
 
@@ -78,10 +77,10 @@ def round_weights(
             (inputs,) = seen
             layer, float_layer = layers[name], rounded.get_submodule(name)
             grid = layer.integers.weight_grid
-            grid = _round_layer(float_layer, grid, samples.pop(name), _Quantized(layer.input, inputs))
+            x = _Quantized(layer.input, inputs)
+            grid = _round_layer(float_layer, grid, samples.pop(name), x)
             weight, bias = parameters_of(float_layer)
-            scale = torch.tensor(layer.input.scale)
-            layer.adopt(quantize_parameters(weight, bias, scale, grid, groups_of(float_layer)))
+            layer.adopt(quantize_parameters(weight, bias, x.scale, grid, groups_of(float_layer)))
             on_layer(1)
 
         run_in_chunks(simulated, inputs, read_by_layers(simulated), round_layer)
@@ -95,6 +94,10 @@ class _Quantized:
 
     quantize: FakeQuantize
     chunks: Iterable[Tensor]
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.tensor(self.quantize.scale)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self.quantize.steps(part).mul_(self.quantize.scale) for part in self.chunks)
@@ -181,7 +184,7 @@ def _sample_outputs(graph: fx.GraphModule, plan: Plan, inputs: Shelves, patches:
     return samples
 
 
-def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: Iterable[Tensor]) -> Grid:
+def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: _Quantized) -> Grid:
     """Round the layer's weight and correct scales and bias, in place, for the quantized input `x` in chunks.
 
     Returns:
@@ -190,14 +193,10 @@ def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: Iterable[Tens
     weight, bias = parameters_of(layer)
     seen, fit = sample.compare(x)
     mean, moments = seen.mean(), seen.moments(central=bias is not None)
-    kernels, scales = kernel_rows(layer, len(moments)), row_scales(layer, grid, len(moments))
-    integers = [
-        round_with_feedback(kernel, part, scale, grid.scheme.qmin, grid.scheme.qmax)
-        for kernel, part, scale in zip(kernels, moments, scales, strict=True)
-    ]
+    integers, grid = round_kernels(layer, grid, moments, smallest_scale(bias, x.scale, grid.scale.shape))
     gains = fit.gains(central=bias is not None, pooled=grid.scheme.channel_axis is None)
     grid = replace(grid, scale=stored_scale(grid.scale * gains, grid.scheme))
-    scales = row_scales(layer, grid, len(moments))
+    scales = of_rows(layer, grid.scale, len(moments))
     rounded = [part * scale.unsqueeze(1) for part, scale in zip(integers, scales, strict=True)]
     weight.copy_(weight_of_rows(layer, rounded))
     if isinstance(layer, TransposedConvolution) and bias is not None:

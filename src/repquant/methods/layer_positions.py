@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repquant.graph.grouping import TransposedConvolution
-from repquant.numerics.affine import Grid
 from repquant.numerics.patches import Geometry, outputs_at, patches_at
 
 Convolution = nn.Conv1d | nn.Conv2d
@@ -75,12 +74,22 @@ def kernel_rows(layer: nn.Module, groups: int) -> list[Tensor]:
     return list(weight.flatten(1).chunk(groups))
 
 
-def row_scales(layer: nn.Module, grid: Grid, groups: int) -> list[Tensor]:
-    """Return the scale of each of the `kernel_rows`, (rows,) for each group."""
+def of_rows(layer: nn.Module, values: Tensor, groups: int) -> list[Tensor]:
+    """Return what each of the `kernel_rows` has, (rows,) for each group, of values for each scale of the weight."""
     weight, _ = parameters_of(layer)
     if isinstance(layer, TransposedConvolution):
-        return [grid.scale.expand(weight.shape[1]).repeat_interleave(weight[0, 0].numel())] * groups
-    return list(grid.scale.expand(len(weight)).chunk(groups))
+        return [values.expand(weight.shape[1]).repeat_interleave(weight[0, 0].numel())] * groups
+    return list(values.expand(len(weight)).chunk(groups))
+
+
+def sums_of_rows(layer: nn.Module, rows: list[Tensor], shape: torch.Size) -> Tensor:
+    """Return the sums over the `kernel_rows` that share a scale, for scales of a shape () or (C,)."""
+    values = torch.stack(rows)
+    if not shape:
+        return values.sum()
+    if isinstance(layer, TransposedConvolution):
+        return values.sum(0).reshape(*shape, -1).sum(1)
+    return values.flatten()
 
 
 def weight_of_rows(layer: nn.Module, rows: list[Tensor]) -> Tensor:

@@ -29,6 +29,7 @@ from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, Observer, batch_size, run
 from repquant.graph.shelf import Shelf
+from repquant.methods.kernel_rounding import keeps_range, round_kernels
 from repquant.methods.layer_ends import LayerEnd, find_ends
 from repquant.methods.layer_positions import parameters_of
 from repquant.methods.method import ReconstructionOptions
@@ -37,11 +38,13 @@ from repquant.methods.rounding_checkpoint import LearnedLayer, LearnedLayers, fi
 from repquant.methods.row_samples import ROWS, RowSample
 from repquant.numerics.adaround import LayerRows, learn_rounding
 from repquant.numerics.affine import Grid, dequantize, stored_scale
-from repquant.simulation.integers import quantize_parameters
+from repquant.numerics.second_moments import SecondMoments
+from repquant.simulation.integers import quantize_parameters, smallest_scale
 from repquant.simulation.layers import QuantizedLayer
 from repquant.simulation.network import quantized_layers, read_by_layers, simulate
 
 _DEFAULTS = ReconstructionOptions()
+_CHUNK = 1024  # rows whose moments are added at once
 
 
 @torch.no_grad()
@@ -205,13 +208,24 @@ def _learn(
     on_step: Callable[[int], None],
 ) -> LearnedLayer:
     weight, bias = parameters_of(layer)
-    grid = quantized.integers.weight_grid
+    grid = _grid_for(layer, quantized.integers.weight_grid, rows)
     counts = grid.step_counts(weight).flatten(1)
     seed = hashlib.sha256(f"{options.seed}/{name}".encode()).digest()  # of its own, whichever layers came before
     generator = torch.Generator().manual_seed(int.from_bytes(seed[:8]))
     found = learn_rounding(rows, counts, grid.scale, bias, grid.scheme, options, generator, on_step)
     scale = stored_scale(grid.scale * found.gain, grid.scheme) if options.affine else grid.scale
     return LearnedLayer(found.integers.reshape(weight.shape), scale, found.bias)
+
+
+def _grid_for(layer: nn.Module, grid: Grid, rows: LayerRows) -> Grid:
+    """Return the grid of a layer with the steps that error feedback would choose for these rows."""
+    if keeps_range(grid.scheme):
+        return grid
+    moments, (_, bias) = SecondMoments(), parameters_of(layer)
+    for part in rows.steps.split(_CHUNK):
+        moments.update(part.float() * rows.input_scale)
+    smallest = smallest_scale(bias, torch.tensor(rows.input_scale), grid.scale.shape)
+    return round_kernels(layer, grid, moments.moments(central=bias is not None), smallest)[1]
 
 
 def _rounded(

@@ -14,7 +14,7 @@ from repquant.choices import WeightRanges
 from repquant.graph.plan import Plan
 from repquant.methods.identity import identity_weights
 from repquant.methods.layer_positions import parameters_of
-from repquant.numerics.affine import Grid, Scheme, grid_for_range
+from repquant.numerics.affine import Grid, Scheme, channel_range, grid_for_range
 from repquant.numerics.weight_ranges import least_squares_amax
 from repquant.simulation.integers import smallest_scale
 from repquant.simulation.layers import weight_scheme
@@ -46,16 +46,13 @@ def least_squares_grid(layer: nn.Module, input_scale: Tensor, scheme: Scheme) ->
         input_scale: scalar scale of the layer's input.
         scheme: signed symmetric scheme of the weight, as the target has it.
     """
-    weight, bias = (None if value is None else value.detach() for value in parameters_of(layer))
-    assert weight is not None
-    scheme = weight_scheme(layer, scheme)
+    weight, bias = parameters_of(layer)
+    weight, scheme = weight.detach(), weight_scheme(layer, scheme)
     identity = identity_weights(layer)
     needed = weight.new_zeros(()) if identity is None else identity.abs()
     if scheme.channel_axis is None:
         needed = needed.max()
-    if bias is not None:
-        if scheme.channel_axis == 1:  # one scale for the channels that are at the same place in their groups
-            bias = bias.abs().reshape(-1, weight.shape[1]).amax(0)
-        needed = torch.maximum(needed, smallest_scale(bias, input_scale, scheme) * scheme.qmax)
+    scales = channel_range(weight, scheme)[0].shape
+    needed = torch.maximum(needed, smallest_scale(bias, input_scale, scales) * scheme.qmax)
     amax = least_squares_amax(weight, needed, scheme)
     return grid_for_range(-amax, amax, scheme)

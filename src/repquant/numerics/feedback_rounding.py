@@ -5,7 +5,7 @@ inputs x with second moments M = E[x x^T], the row w with integers q and step s 
 
     E[((w - s q) x)^2] = (w - s q) M (w - s q)^T.
 
-`round_with_feedback` rounds column by column; the columns that are still free make up for the error so far (GPTQ:
+`FeedbackRounding` rounds column by column; the columns that are still free make up for the error so far (GPTQ:
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023, after
 Hassibi and Stork, "Optimal Brain Surgeon", 1993). With M = U^T U, U upper triangular, and the error e = w - s q the
 loss is |U e^T|^2, whose last term is the last column's alone. So from the last column backwards each takes the integer
@@ -20,42 +20,53 @@ _ATTEMPTS = 8  # each with ten times the damping; after the third it is more tha
 _BLOCK = 64  # columns between two updates of the rest: a matrix product for many columns at once
 
 
-def round_with_feedback(
-    weight: Tensor, moments: Tensor, scale: Tensor, qmin: int, qmax: int, damping: float = 0.01
-) -> Tensor:
-    """Return the integers of `weight`, (O, K) of its dtype.
+class FeedbackRounding:
+    """Rounds weights for inputs of given second moments.
 
     Args:
-        weight: (O, K), one row an output channel.
         moments: (K, K), second moments of the inputs; positive semi-definite.
-        scale: (O,) step of each row.
-        qmin, qmax: smallest and largest integer.
         damping: share of the mean diagonal that is added to the diagonal, so that inputs which never vary do no harm.
             More is added where rounding errors of the moments are larger, as with many identical channels.
 
     Raises:
         FloatingPointError: the moments are no numbers.
     """
-    # Columns whose input is large are rounded first, from the last one backwards: much is left to make up for them.
-    order = moments.diagonal().argsort(descending=True).flip(0)
-    factor = _factor(moments[order][:, order], damping).to(weight.dtype)
-    exact = (weight / scale.to(weight.dtype).unsqueeze(1)).T[order]  # (K, O): a column of weights is contiguous
-    integers, errors = torch.empty_like(exact), torch.empty_like(exact)
-    for stop in range(len(exact), 0, -_BLOCK):
-        start = max(0, stop - _BLOCK)
-        wanted = torch.addmm(exact[start:stop], factor[start:stop, stop:], errors[stop:])
-        for column in range(stop - 1, start - 1, -1):
-            later = slice(column + 1, stop)
-            own = torch.addmv(wanted[column - start], errors[later].T, factor[column, later])
-            torch.round(own, out=integers[column]).clamp_(qmin, qmax)
-            torch.sub(exact[column], integers[column], out=errors[column])
-    result = torch.empty_like(integers)
-    result[order] = integers
-    return result.T.contiguous()
+
+    def __init__(self, moments: Tensor, damping: float = 0.01) -> None:
+        # Columns whose input is large are rounded first, from the last one backwards: much is left to make up for them.
+        self._order = moments.diagonal().argsort(descending=True).flip(0)
+        factor, self._added = _factor(moments[self._order][:, self._order], damping)
+        self._powers = factor.diagonal().square()
+        self._factor = factor.div_(factor.diagonal().clone().unsqueeze(1)).to(moments.dtype)
+
+    def round(self, weight: Tensor, scale: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+        """Return the integers (O, K), of the weight's dtype, and the loss of each row, (O,) float64, without damping.
+
+        Args:
+            weight: (O, K), one row an output channel.
+            scale: (O,) step of each row.
+            qmin, qmax: smallest and largest integer.
+        """
+        factor = self._factor.to(weight.dtype)
+        # (K, O): a column of weights is contiguous
+        exact = (weight / scale.to(weight.dtype).unsqueeze(1)).T[self._order]
+        integers, errors = torch.empty_like(exact), torch.empty_like(exact)
+        for stop in range(len(exact), 0, -_BLOCK):
+            start = max(0, stop - _BLOCK)
+            wanted = torch.addmm(exact[start:stop], factor[start:stop, stop:], errors[stop:])
+            for column in range(stop - 1, start - 1, -1):
+                later = slice(column + 1, stop)
+                own = torch.addmv(wanted[column - start], errors[later].T, factor[column, later])
+                torch.round(own, out=integers[column]).clamp_(qmin, qmax)
+                torch.sub(exact[column], integers[column], out=errors[column])
+        losses = self._powers @ (factor @ errors).square().double() - self._added * errors.square().double().sum(0)
+        result = torch.empty_like(integers)
+        result[self._order] = integers
+        return result.T.contiguous(), losses * scale.double().square()
 
 
-def _factor(moments: Tensor, damping: float) -> Tensor:
-    """Return U, upper triangular with ones on its diagonal, and U^T D U the damped moments for some diagonal D."""
+def _factor(moments: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Return the upper triangular U in float64 with U^T U the damped moments, and what was added to their diagonal."""
     moments = moments.double()
     diagonal = moments.diagonal()
     mean = float(diagonal.mean())
@@ -70,5 +81,4 @@ def _factor(moments: Tensor, damping: float) -> Tensor:
         added *= 10
     else:
         raise FloatingPointError("the inputs of a layer are not finite, or too large to round its weights for")
-    factor: Tensor = upper.div_(upper.diagonal().clone().unsqueeze(1))
-    return factor
+    return upper, total

@@ -110,10 +110,7 @@ class WeightQuantizer(nn.Module):
     def _bounded_scale(self, bias: Tensor | None, input_scale: Tensor) -> Tensor:
         """Keep a scale that training moves positive, and large enough for the bias."""
         scale = self.scale.clamp(min=SMALLEST_SCALE)
-        if bias is not None:
-            if self.scheme.channel_axis == 1:  # channels at the same place in their groups have one scale
-                bias = bias.detach().abs().reshape(-1, len(scale)).amax(0)
-            scale = torch.maximum(scale, smallest_scale(bias, input_scale.detach(), self.scheme))
+        scale = torch.maximum(scale, smallest_scale(bias, input_scale.detach(), scale.shape))
         return stored_scale(scale, self.scheme)
 
 

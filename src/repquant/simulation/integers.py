@@ -56,17 +56,21 @@ def weight_grid(weight: Tensor, bias: Tensor | None, input_scale: Tensor, scheme
     assert scheme.signed, "weights are signed"
     assert scheme.symmetric, "a zero point on weights would need a correction per output"
     low, high = channel_range(weight.detach(), scheme)
-    if bias is not None:
-        if scheme.channel_axis == 1:  # one scale for the channels that are at the same place in their groups
-            bias = bias.detach().abs().reshape(-1, weight.shape[1]).amax(0)
-        high = torch.maximum(high, smallest_scale(bias, input_scale, scheme) * scheme.qmax)
+    high = torch.maximum(high, smallest_scale(bias, input_scale, high.shape) * scheme.qmax)
     return grid_for_range(low, high, scheme)
 
 
-def smallest_scale(bias: Tensor, input_scale: Tensor, scheme: Scheme) -> Tensor:
-    """Return the smallest weight scale, (O,) or (), with which a bias (O,) fits 32 bits."""
-    magnitude = bias.detach().abs()
-    largest = magnitude if scheme.channel_axis is not None else magnitude.max()
+def smallest_scale(bias: Tensor | None, input_scale: Tensor, shape: torch.Size) -> Tensor:
+    """Return the smallest weight scales with which a bias (O,) fits 32 bits; 0 without a bias.
+
+    Args:
+        bias: of the layer.
+        input_scale: scalar scale of the layer's input.
+        shape: of the scales: (), (O,), or (O/groups,) of a transposed convolution, whose groups share them.
+    """
+    if bias is None:
+        return input_scale.new_zeros(())
+    largest = bias.detach().abs().reshape(-1, *shape).amax(0)
     # float32 rounds near 2^31; half of the range is out of its reach.
     return largest / (input_scale * (INT32_MAX // 2))
 
