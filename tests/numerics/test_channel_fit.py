@@ -13,7 +13,7 @@ def outputs(rows=64, channels=3, seed=0):
 def fitted(given, wanted, samples, parts=1):
     fit = ChannelFit(samples)
     for one, other in zip(given.chunk(parts), wanted.chunk(parts), strict=True):
-        fit.update(one, other)
+        fit.update(one, other, torch.ones(len(one)))
     return fit
 
 
@@ -73,6 +73,16 @@ def test_what_is_mostly_noise_is_not_amplified():
     wanted = outputs(rows=1000)
     given = 0.6 * wanted + 0.4 * outputs(rows=1000, seed=1)
     assert torch.equal(fitted(given, wanted, 1000).gains(central=True), torch.ones(3))
+
+
+def test_rows_count_as_their_weights_say():
+    wanted = outputs()
+    loud = 30 * outputs(seed=1)
+    for weight, factor in ((1.0, 2.0), (0.0, 1.25)):
+        fit = ChannelFit(128)
+        fit.update(wanted / 1.25, wanted, torch.ones(64))
+        fit.update(loud / 2, loud, torch.full((64,), weight))
+        assert torch.allclose(fit.gains(central=True), torch.full((3,), factor), rtol=0.01)
 
 
 def test_nothing_seen():

@@ -3,6 +3,7 @@
 The graph stays as it is, nothing is trained, and the images need no labels.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from repquant.methods.layer_positions import (
 from repquant.methods.rounded import Rounded
 from repquant.numerics.affine import Grid, stored_scale
 from repquant.numerics.channel_fit import ChannelFit
+from repquant.numerics.image_weights import image_weights
 from repquant.numerics.moments import Mean
 from repquant.numerics.patches import Positions, outputs_at
 from repquant.numerics.second_moments import SecondMoments
@@ -120,8 +122,8 @@ class _Sample:
         self._shelf = shelf
         self._is_transposed = isinstance(layer, TransposedConvolution)
         self._outputs: list[Shelved] = []
+        self._powers: list[Tensor] = []
         self._rows = self._places = 0
-        self._mean = Mean()
         self._drawn: Positions | None = None
 
     def see(self, y: Tensor, images: int) -> None:
@@ -132,44 +134,55 @@ class _Sample:
             self._rows, self._places = self._images * len(values) // images, values.shape[2]
             self._drawn = self._positions(self._places)
         outputs = outputs_at(values, self._drawn.draw(len(values)).to(y.device))
-        self._mean.update(outputs)
-        if not self._is_transposed:
-            self._outputs.append(self._shelf.put(outputs))
-
-    def mean(self) -> Tensor:
-        """Return the mean (C,) of the float outputs."""
-        return self._mean.value()
+        self._powers.append(outputs.unflatten(0, (len(values), -1)).square().mean((1, 2)))
+        self._outputs.append(self._shelf.put(outputs))
 
     def mean_of(self, layer: nn.Module, x: Iterable[Tensor]) -> Tensor:
         """Return the mean (C,) of the outputs of another layer at the same positions, for its input in chunks."""
         mean, positions = Mean(), self._positions(self._places)
-        for part in x:
-            mean.update(outputs_at(maps(layer(part), layer), positions.draw(len(part)).to(part.device)))
+        for part, weights in zip(x, self._weights(), strict=True):
+            outputs = outputs_at(maps(layer(part), layer), positions.draw(len(part)).to(part.device))
+            mean.update(outputs, _of_positions(weights, outputs))
         return mean.value()
 
-    def compare(self, x: Iterable[Tensor]) -> tuple[SecondMoments, ChannelFit]:
-        """Return the moments of what the outputs are computed from, and how they compare with the float outputs.
+    def compare(self, x: Iterable[Tensor]) -> tuple[SecondMoments, ChannelFit, Tensor]:
+        """Return moments of what the outputs are computed from, how these compare with float ones, and their mean.
 
         Those of a transposed convolution, whose groups share scales, are not compared. The float outputs leave the
         shelf.
 
         Args:
             x: the layer's quantized input in chunks.
+
+        Returns:
+            Moments (G, K), the fit, and the mean (C,) of the float outputs.
         """
-        moments, fit, positions = SecondMoments(), ChannelFit(self._images), None
-        for index, part in enumerate(x):
+        moments, fit, mean, positions = SecondMoments(), ChannelFit(self._images), Mean(), None
+        for part, weights, shelved in zip(x, self._weights(), self._outputs, strict=True):
             if positions is None:
                 # A place of the input of a transposed convolution reaches many outputs: its own places are drawn.
                 positions = self._positions(maps(part, self._layer).shape[2] if self._is_transposed else self._places)
             rows = inputs_at(self._layer, part, positions.draw(len(part)).to(part.device))
-            moments.update(rows)
+            moments.update(rows, _of_positions(weights, rows))
+            wanted = self._shelf.get(shelved)
+            mean.update(wanted, _of_positions(weights, wanted))
             if not self._is_transposed:
-                fit.update(outputs_of(self._layer, rows), self._shelf.get(self._outputs[index]))
+                fit.update(outputs_of(self._layer, rows), wanted, _of_positions(weights, rows))
         self._shelf.drop(self._outputs)
-        return moments, fit
+        return moments, fit, mean.value()
+
+    def _weights(self) -> list[Tensor]:
+        """Return how much each image of each chunk counts."""
+        weights = image_weights(torch.cat(self._powers))
+        return list(weights.tensor_split([*itertools.accumulate(len(part) for part in self._powers)][:-1]))
 
     def _positions(self, places: int) -> Positions:
         return Positions(self._rows, places, self._patches)
+
+
+def _of_positions(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return weights of images for rows, as many of each image."""
+    return weights.repeat_interleave(len(rows) // len(weights))
 
 
 def _sample_outputs(graph: fx.GraphModule, plan: Plan, inputs: Shelves, patches: int) -> dict[str, _Sample]:
@@ -191,7 +204,7 @@ def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: _Quantized) -
         The grid of the weight: that which was given, with other scales.
     """
     weight, bias = parameters_of(layer)
-    seen, fit = sample.compare(x)
+    seen, fit, wanted = sample.compare(x)
     mean, moments = seen.mean(), seen.moments(central=bias is not None)
     integers, grid = round_kernels(layer, grid, moments, smallest_scale(bias, x.scale, grid.scale.shape))
     gains = fit.gains(central=bias is not None, pooled=grid.scheme.channel_axis is None)
@@ -200,7 +213,7 @@ def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: _Quantized) -
     rounded = [part * scale.unsqueeze(1) for part, scale in zip(integers, scales, strict=True)]
     weight.copy_(weight_of_rows(layer, rounded))
     if isinstance(layer, TransposedConvolution) and bias is not None:
-        bias.add_(sample.mean() - sample.mean_of(layer, x))
+        bias.add_(wanted - sample.mean_of(layer, x))
     elif bias is not None:
-        bias.copy_(sample.mean() - torch.cat([kernel @ part for kernel, part in zip(rounded, mean, strict=True)]))
+        bias.copy_(wanted - torch.cat([kernel @ part for kernel, part in zip(rounded, mean, strict=True)]))
     return grid

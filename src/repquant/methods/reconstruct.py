@@ -223,7 +223,7 @@ def _grid_for(layer: nn.Module, grid: Grid, rows: LayerRows) -> Grid:
         return grid
     moments, (_, bias) = SecondMoments(), parameters_of(layer)
     for part in rows.steps.split(_CHUNK):
-        moments.update(part.float() * rows.input_scale)
+        moments.update(part.float() * rows.input_scale, torch.ones(len(part), device=part.device))
     smallest = smallest_scale(bias, torch.tensor(rows.input_scale), grid.scale.shape)
     return round_kernels(layer, grid, moments.moments(central=bias is not None), smallest)[1]
 

@@ -28,14 +28,14 @@ class ChannelFit:
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
-        self._rows = 0
+        self._weight: Tensor | float = 0.0
         self._sums: Tensor | float = 0.0
 
-    def update(self, given: Tensor, wanted: Tensor) -> None:
-        """Add rows (R, C) of both."""
-        x, y = given.double(), wanted.double()
-        self._rows += len(x)
-        self._sums = self._sums + torch.stack([each.sum(0) for each in (x, y, x * x, x * y, y * y)])
+    def update(self, given: Tensor, wanted: Tensor, weight: Tensor) -> None:
+        """Add rows (R, C) of both, which count as `weight` (R,) says."""
+        x, y, w = given.double(), wanted.double(), weight.double()
+        self._weight = self._weight + w.sum()
+        self._sums = self._sums + torch.stack([w @ each for each in (x, y, x * x, x * y, y * y)])
 
     def gains(self, *, central: bool, pooled: bool = False) -> Tensor:
         """Return the factors (C,) float32 that what is given lacks; 1 where nothing certain can be said.
@@ -47,9 +47,9 @@ class ChannelFit:
             central: of the distances to the mean, where a bias takes up what is left of that.
             pooled: one factor () for all channels.
         """
-        if self._rows == 0:
+        if not self._weight:
             return torch.ones(())
-        x, y, xx, xy, yy = torch.as_tensor(self._sums) / self._rows
+        x, y, xx, xy, yy = torch.as_tensor(self._sums) / self._weight
         given, covariance, wanted = (xx - x * x, xy - x * y, yy - y * y) if central else (xx, xy, yy)
         if pooled:
             given, covariance, wanted = given.sum(), covariance.sum(), wanted.sum()

@@ -58,16 +58,16 @@ class Mean:
     """Of rows (R, C) that come in parts; summed in float64."""
 
     def __init__(self) -> None:
-        self._rows = 0
+        self._weight: Tensor | float = 0.0
         self._sum: Tensor | float = 0.0
         self._dtype = torch.float32
 
-    def update(self, rows: Tensor) -> None:
-        """Add rows."""
-        self._rows += len(rows)
-        self._sum += rows.sum(0, dtype=torch.float64)
+    def update(self, rows: Tensor, weight: Tensor) -> None:
+        """Add rows, which count as `weight` (R,) says."""
+        self._weight = self._weight + weight.sum(dtype=torch.float64)
+        self._sum = self._sum + weight.double() @ rows.double()
         self._dtype = rows.dtype
 
     def value(self) -> Tensor:
         """Return the mean (C,) in the dtype of the rows."""
-        return (torch.as_tensor(self._sum) / self._rows).to(self._dtype)
+        return (torch.as_tensor(self._sum) / self._weight).to(self._dtype)
