@@ -7,6 +7,7 @@ from torch import nn
 from repquant.errors import InputError
 from repquant.graph.capture import capture
 from repquant.graph.copies import copy_graph
+from repquant.methods import reconstruct as module
 from repquant.methods.layer_ends import LayerEnd, find_ends
 from repquant.methods.reconstruct import ReconstructionOptions, check_checkpoint, reconstruct
 from repquant.numerics.distance import sqnr_db
@@ -64,6 +65,24 @@ def test_the_network_comes_closer_to_float(mixed, coarse, images, granularity):
         expected = mixed(images)
         nearest, learned = simulate(mixed, coarse)(images), rounded.simulated()(images)
     assert sqnr_db(expected, learned) > sqnr_db(expected, nearest) + 3
+
+
+def test_steps_are_smaller_where_large_weights_hardly_matter(images, plan, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3))
+    model[2].weight.data[:, 0] *= 6
+    model[0].weight.data[0] /= 60
+    model[0].bias.data[0] = 0
+    graph = capture(model, images)
+    few = plan(graph, [images], resolve_target("openvino", weight_bits=4))
+    options = ReconstructionOptions(steps=80, batch=64)
+    chosen = reconstruct(graph, few, [images], options)
+    monkeypatch.setattr(module, "keeps_range", lambda _: True)
+    whole = reconstruct(graph, few, [images], options)
+    assert (chosen.plan.weight_grids["2"].scale < 0.8 * whole.plan.weight_grids["2"].scale).all()
+    with torch.no_grad():
+        expected = graph(images)
+        assert sqnr_db(expected, chosen.simulated()(images)) > sqnr_db(expected, whole.simulated()(images)) + 3
 
 
 def test_the_rows_are_what_the_kernel_sees(images, plan):

@@ -53,9 +53,10 @@ def round_weights(
     """Return the float network with weights on the grids of a plan, rounded with error feedback.
 
     The images pass through the quantized network once. When they reach a layer, its weights are rounded for the second
-    moments of the input that is there, the scales of its weights get what the outputs lack in size (see
-    `numerics.channel_fit`), and its bias takes up what is left between the mean outputs; then they go on through the
-    rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
+    moments of the input that is there (`methods.kernel_rounding`), the scales of its weights get what the outputs lack
+    in size (`numerics.channel_fit`), and its bias takes up what is left between the mean outputs; then they go on
+    through the rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
+    No image counts more than the median one (`numerics.image_weights`).
 
     Args:
         graph: from `capture`; it is not changed.
@@ -133,8 +134,9 @@ class _Sample:
             # Windows of an image, say, may lie along the first dimension: each is as an image of its own.
             self._rows, self._places = self._images * len(values) // images, values.shape[2]
             self._drawn = self._positions(self._places)
-        outputs = outputs_at(values, self._drawn.draw(len(values)).to(y.device))
-        self._powers.append(outputs.unflatten(0, (len(values), -1)).square().mean((1, 2)))
+        positions = self._drawn.draw(len(values)).to(y.device)
+        outputs = outputs_at(values, positions)
+        self._powers.append(outputs.unflatten(0, tuple(positions.shape)).double().square().mean((1, 2)))
         self._outputs.append(self._shelf.put(outputs))
 
     def mean_of(self, layer: nn.Module, x: Iterable[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """Rounding the kernels of a layer with error feedback, on the steps with which they lose least."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -28,25 +29,37 @@ def round_kernels(layer: nn.Module, grid: Grid, moments: Tensor, smallest: Tenso
         moments: (G, K, K), of the inputs of each group.
         smallest: steps that no step goes below, of the shape of the grid's scale.
     """
-    kernels, roundings = kernel_rows(layer, len(moments)), [FeedbackRounding(part) for part in moments]
-    integers = [torch.zeros_like(kernel) for kernel in kernels]
-    scale, least = grid.scale, torch.full_like(grid.scale, torch.inf, dtype=torch.float64)
-    for share in (1.0,) if keeps_range(grid.scheme) else SHARES:
+    kernels, roundings = kernel_rows(layer, len(moments)), map(FeedbackRounding, moments)
+
+    def round_all(roundings: Iterable[FeedbackRounding], scale: Tensor) -> list[Tensor]:
+        return [
+            each.round(kernel, steps, grid.scheme.qmin, grid.scheme.qmax)
+            for each, kernel, steps in zip(roundings, kernels, of_rows(layer, scale, len(kernels)), strict=True)
+        ]
+
+    if keeps_range(grid.scheme):
+        return round_all(roundings, grid.scale), grid
+    kept = list(roundings)
+
+    def loss(integers: list[Tensor], scale: Tensor) -> Tensor:
+        parts = zip(kept, kernels, integers, of_rows(layer, scale, len(kernels)), strict=True)
+        return sums_of_rows(layer, [each.loss(kernel, rows, steps) for each, kernel, rows, steps in parts], scale.shape)
+
+    scale, integers = grid.scale, round_all(kept, grid.scale)
+    least = loss(integers, scale)
+    for share in SHARES[1:]:
         tried = stored_scale(torch.maximum(grid.scale * share, smallest), grid.scheme)
-        found = [
-            rounding.round(kernel, steps, grid.scheme.qmin, grid.scheme.qmax)
-            for rounding, kernel, steps in zip(roundings, kernels, of_rows(layer, tried, len(kernels)), strict=True)
-        ]
-        losses = sums_of_rows(layer, [losses for _, losses in found], scale.shape)
-        is_better = losses < least
+        found = round_all(kept, tried)
+        losses = loss(found, tried)
+        better = losses < least
         integers = [
-            torch.where(better.unsqueeze(1), rounded, kept)
-            for better, (rounded, _), kept in zip(of_rows(layer, is_better, len(kernels)), found, integers, strict=True)
+            torch.where(rows.unsqueeze(1), new, old)
+            for rows, new, old in zip(of_rows(layer, better, len(kernels)), found, integers, strict=True)
         ]
-        scale, least = torch.where(is_better, tried, scale), torch.where(is_better, losses, least)
+        scale, least = torch.where(better, tried, scale), torch.where(better, losses, least)
     return integers, replace(grid, scale=scale)
 
 
 def keeps_range(scheme: Scheme) -> bool:
-    """Whether no weight is clipped: with 8 bits there is nothing to gain (`docs/decisions/0019`)."""
+    """Whether the range stays as it was given: with 8 bits there is nothing to gain (`docs/decisions/0019`)."""
     return scheme.bits == 8

@@ -36,7 +36,8 @@ class PtqMethod:
     Attributes:
         equalization: "noise", "ranges" or "none", see `methods.equalize`.
         identity: where the identity branches go, "fused" or a kind of shortcut, see `methods.identity`.
-        weight_ranges: "max" or "mse", see `methods.weight_grids`.
+        weight_ranges: "max" or "mse", see `methods.weight_grids`; with fewer than 8 bits, rounding that looks at images
+            clips where the outputs lose less, see `methods.kernel_rounding`.
         rounding: "feedback" (see `methods.feedback`), "learned" (see `methods.reconstruct`) or "nearest".
         reconstruction: how rounding is learned.
 
@@ -51,7 +52,9 @@ class PtqMethod:
         "where identity branches go: fused (in the kernel) or a shortcut, of which residual is an addition", "fused"
     )
     weight_ranges: WeightRanges = option(
-        "ranges of weights: max, or mse (least squared error without clipping the identity branch; for few bits)", "max"
+        "ranges of weights: max, or mse (least squared error without clipping the identity branch); with fewer than 8 "
+        "bits, rounding for images searches from there on",
+        "max",
     )
     rounding: Rounding = option(
         "feedback (for the inputs that a layer meets), learned (AdaRound; minutes) or nearest (with corrected biases)",

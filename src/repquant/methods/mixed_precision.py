@@ -103,7 +103,7 @@ def choose_weight_bits(
         graph: from `methods.ptq.prepare`.
         plan: for this network.
         average_bits: bits of a weight, averaged over all weights that are rounded.
-        weight_ranges: "max" or "mse", as the weights will be rounded.
+        weight_ranges: "max" or "mse", where the rounding of the weights begins; here they are rounded to the nearest.
         batches: see `graph.run.inputs_of`; the first `SENSITIVITY_IMAGES` images are looked at, in whole batches.
         on_batch: called with the number of images after each batch.
 

@@ -59,8 +59,9 @@ def reconstruct(
 ) -> Rounded:
     """Return the float network with learned rounding, and the plan with the grids that its weights lie on.
 
-    Each weight goes to one of the two integers next to it; biases get an offset, and layers without one stay without.
-    The result depends on nothing but the arguments and the number of threads.
+    Each weight goes to one of the two integers next to it, on the steps that error feedback would choose; biases get an
+    offset, and layers without one stay without. The result depends on nothing but the arguments and the number of
+    threads.
 
     Args:
         graph: from `capture`; it is not changed.

@@ -18,6 +18,7 @@ from repquant.atomic import replace_file
 from repquant.errors import InputError
 from repquant.graph.plan import Plan
 from repquant.graph.run import Batch, inputs_of
+from repquant.methods.kernel_rounding import SHARES
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def fingerprint(graph: fx.GraphModule, plan: Plan, batches: Iterable[Batch], opt
     return {
         "options": repr(options),
         "network": _digest(graph.state_dict(), graph.code),
-        "grids": _digest(scales | zero_points, f"{plan.target} {plan.layout.layers} {plan.layout.roundings}{bits}"),
+        "grids": _digest(
+            scales | zero_points, f"{plan.target} {plan.layout.layers} {plan.layout.roundings}{bits} {SHARES}"
+        ),
         "images": _digest_in_order(images),
     }
 

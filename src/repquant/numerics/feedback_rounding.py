@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _ATTEMPTS = 8  # each with ten times the damping; after the third it is more than the moments themselves
+_DAMPING_OF_LOSS = 0.1  # of the damping: some, as inputs that never varied may vary elsewhere
 _BLOCK = 64  # columns between two updates of the rest: a matrix product for many columns at once
 
 
@@ -39,8 +40,8 @@ class FeedbackRounding:
         self._powers = factor.diagonal().square()
         self._factor = factor.div_(factor.diagonal().clone().unsqueeze(1)).to(moments.dtype)
 
-    def round(self, weight: Tensor, scale: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
-        """Return the integers (O, K), of the weight's dtype, and the loss of each row, (O,) float64, without damping.
+    def round(self, weight: Tensor, scale: Tensor, qmin: int, qmax: int) -> Tensor:
+        """Return the integers (O, K), of the weight's dtype.
 
         Args:
             weight: (O, K), one row an output channel.
@@ -48,8 +49,7 @@ class FeedbackRounding:
             qmin, qmax: smallest and largest integer.
         """
         factor = self._factor.to(weight.dtype)
-        # (K, O): a column of weights is contiguous
-        exact = (weight / scale.to(weight.dtype).unsqueeze(1)).T[self._order]
+        exact = self._in_steps(weight, scale)
         integers, errors = torch.empty_like(exact), torch.empty_like(exact)
         for stop in range(len(exact), 0, -_BLOCK):
             start = max(0, stop - _BLOCK)
@@ -59,10 +59,26 @@ class FeedbackRounding:
                 own = torch.addmv(wanted[column - start], errors[later].T, factor[column, later])
                 torch.round(own, out=integers[column]).clamp_(qmin, qmax)
                 torch.sub(exact[column], integers[column], out=errors[column])
-        losses = self._powers @ (factor @ errors).square().double() - self._added * errors.square().double().sum(0)
         result = torch.empty_like(integers)
         result[self._order] = integers
-        return result.T.contiguous(), losses * scale.double().square()
+        return result.T.contiguous()
+
+    def loss(self, weight: Tensor, integers: Tensor, scale: Tensor) -> Tensor:
+        """Return what each row loses, (O,) float64, with a tenth of the damping.
+
+        Args:
+            weight: (O, K).
+            integers: (O, K).
+            scale: (O,) step of each row.
+        """
+        errors = self._in_steps(weight, scale) - integers.T[self._order]
+        damped = self._powers @ (self._factor.to(weight.dtype) @ errors).square().double()
+        too_much = (1 - _DAMPING_OF_LOSS) * self._added * errors.square().double().sum(0)
+        return (damped - too_much) * scale.double().square()
+
+    def _in_steps(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """Return the weights in steps, (K, O): a column of weights is contiguous."""
+        return (weight / scale.to(weight.dtype).unsqueeze(1)).T[self._order]
 
 
 def _factor(moments: Tensor, damping: float) -> tuple[Tensor, float]:

@@ -10,7 +10,7 @@ _BLOCK = 256  # columns of the moments that are computed at once; those above th
 class SecondMoments:
     """Of rows (R, G, K), for each of the G groups; float32.
 
-    They are summed about the mean of the first rows: what is lost to rounding is small even if the mean is large.
+    They are summed about the weighted mean of the first rows: what is lost to rounding is small even if it is large.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class SecondMoments:
         self._waiting.clear()
         if is_first:
             groups, _, columns = rows.shape
-            self._origin = rows.mean(1)
+            self._origin = (rows * weight).sum(1) / weight.sum()
             self._sum = torch.zeros_like(self._origin)
             self._products = rows.new_zeros(groups, columns, columns)
         rows = rows - self._origin.unsqueeze(1)
