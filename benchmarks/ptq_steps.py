@@ -39,6 +39,7 @@ from repquant.runtimes.pytorch import PyTorchRuntime
 from repquant.targets.target import Target, resolve_target
 
 FLOAT = "float"
+QDROP = ReconstructionOptions(granularity="block", drop=0.5)
 STEPS: dict[str, tuple[PtqMethod, int]] = {
     "nearest": (PtqMethod(equalization="none", rounding="nearest"), 0),
     "biases corrected": (PtqMethod(equalization="none", rounding="nearest"), 256),
@@ -49,12 +50,9 @@ STEPS: dict[str, tuple[PtqMethod, int]] = {
     "noise equalized, learned rounding": (PtqMethod(rounding="learned"), 256),
     "default, residual apart": (PtqMethod(identity="residual"), 256),
     "learned rounding, residual apart": (PtqMethod(rounding="learned", identity="residual"), 256),
+    "learned rounding by block": (PtqMethod(rounding="learned", reconstruction=QDROP), 256),
     "learned rounding by block, residual apart": (
-        PtqMethod(
-            rounding="learned",
-            identity="residual",
-            reconstruction=ReconstructionOptions(granularity="block", drop=0.5),
-        ),
+        PtqMethod(rounding="learned", identity="residual", reconstruction=QDROP),
         256,
     ),
     "default, depthwise apart": (PtqMethod(identity="depthwise"), 256),
