@@ -56,7 +56,7 @@ def round_weights(
     moments of the input that is there (`methods.kernel_rounding`), the scales of its weights get what the outputs lack
     in size (`numerics.channel_fit`), and its bias takes up what is left between the mean outputs; then they go on
     through the rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
-    No image counts more than the median one (`numerics.image_weights`).
+    With activations of 8 bits no image counts more than the median one (`numerics.image_weights`).
 
     Args:
         graph: from `capture`; it is not changed.
@@ -114,13 +114,15 @@ class _Sample:
         images: how many there are in all.
         patches: positions in all, at most; but at least one of each image.
         shelf: where the float outputs wait.
+        weighted: whether loud images count less, see `image_weights`.
     """
 
-    def __init__(self, layer: nn.Module, images: int, patches: int, shelf: Shelf) -> None:
+    def __init__(self, layer: nn.Module, images: int, patches: int, shelf: Shelf, *, weighted: bool) -> None:
         self._layer = layer
         self._images = images
         self._patches = patches
         self._shelf = shelf
+        self._weighted = weighted
         self._is_transposed = isinstance(layer, TransposedConvolution)
         self._outputs: list[Shelved] = []
         self._powers: list[Tensor] = []
@@ -175,7 +177,8 @@ class _Sample:
 
     def _weights(self) -> list[Tensor]:
         """Return how much each image of each chunk counts."""
-        weights = image_weights(torch.cat(self._powers))
+        powers = torch.cat(self._powers)
+        weights = image_weights(powers) if self._weighted else torch.ones_like(powers)
         return list(weights.tensor_split([*itertools.accumulate(len(part) for part in self._powers)][:-1]))
 
     def _positions(self, places: int) -> Positions:
@@ -192,7 +195,10 @@ def _sample_outputs(graph: fx.GraphModule, plan: Plan, inputs: Shelves, patches:
     nodes = {name: node for name, node in layer_nodes(graph).items() if name in plan.layout.layers}
     if images == 0:
         raise InputError("there are no calibration images; give at least one batch")
-    samples = {name: _Sample(graph.get_submodule(name), images, patches, inputs.shelf) for name in nodes}
+    weighted = plan.target.activation.bits == 8  # with fewer the peaks of all images are clipped (decision 20)
+    samples = {
+        name: _Sample(graph.get_submodule(name), images, patches, inputs.shelf, weighted=weighted) for name in nodes
+    }
     for batch in inputs:
         see = {name: partial(sample.see, images=batch_size(graph, batch)) for name, sample in samples.items()}
         run(graph, batch, {node.name: see[name] for name, node in nodes.items()})
