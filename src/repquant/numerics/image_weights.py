@@ -3,7 +3,7 @@
 from torch import Tensor
 
 SMALLEST = 0.01
-"""Weight."""
+"""Weight of an image, however loud it is."""
 
 
 def image_weights(powers: Tensor) -> Tensor:
