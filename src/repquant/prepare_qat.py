@@ -62,7 +62,7 @@ def prepare_qat(
     *,
     target: str | Target = "onnxruntime",
     options: QatOptions | None = None,
-    calibrator: Calibrator = "mse",
+    calibrator: Calibrator | None = None,
     percentile: float = 99.99,
     method: PtqMethod | None = None,
     keep_float: Collection[str] = (),

@@ -24,6 +24,7 @@ from repquant.graph.operators import layer_nodes
 from repquant.graph.plan import Plan, make_plan
 from repquant.graph.run import Batch
 from repquant.methods.calibrate import collect_with_outliers, find_ranges
+from repquant.methods.default_calibrator import default_calibrator
 from repquant.methods.method import PtqMethod
 from repquant.methods.mixed_precision import check_average_bits, choose_weight_bits, preparing_target
 from repquant.methods.ptq import prepare, round_graph
@@ -200,7 +201,7 @@ def quantize(
     batches: Iterable[Batch],
     *,
     target: str | Target = "onnxruntime",
-    calibrator: Calibrator = "mse",
+    calibrator: Calibrator | None = None,
     percentile: float = 99.99,
     method: PtqMethod | None = None,
     keep_float: Collection[str] = (),
@@ -222,7 +223,8 @@ def quantize(
             it is read several times.
         target: runtime that will serve the model, or its schemes from `resolve_target`.
         calibrator: "max", "percentile", "mse" or "entropy"; "loss-aware" takes for each tensor what one of them
-            proposes, by what that does to the outputs on the first 64 images (`methods.loss_aware`).
+            proposes, by what that does to the outputs on the first 64 images (`methods.loss_aware`). None takes that
+            one for a classifier with SiLU, and "mse" for other networks (`methods.default_calibrator`).
         percentile: percentage of magnitudes that the percentile calibrator keeps.
         method: what is done beside finding ranges.
         keep_float: names of layers, operators or enclosing modules that stay in float; "first" and "last".
@@ -260,7 +262,8 @@ def quantize(
             on_progress=on_progress,
         )
         batches = calibrated.batches
-        plan = calibrated.plan(calibrator, percentile=percentile, on_batch=partial(on_progress, "choose ranges"))
+        name, tell = calibrator or default_calibrator(graph), partial(on_progress, "choose ranges")
+        plan = calibrated.plan(name, percentile=percentile, on_batch=tell)
         if average_bits is not None:
             plan = calibrated.with_average_bits(plan, average_bits, batches, partial(on_progress, "choose bits"))
         rounded = calibrated.round(plan, first_images(batches, rounding_images), partial(on_progress, "round"))

@@ -15,6 +15,7 @@ from repquant.graph.interface import captured_of
 from repquant.graph.layout import find_layout
 from repquant.graph.run import Batch
 from repquant.methods.attempts import Attempts, SearchData
+from repquant.methods.default_calibrator import default_calibrator
 from repquant.methods.identity import count_identities
 from repquant.methods.judges import LogitsJudge, Metric, MetricJudge, Score
 from repquant.methods.mixed_precision import check_average_bits
@@ -119,7 +120,7 @@ def search(
     )
     with full_precision(device_of(graph)):
         outcome = find_best(
-            methods(count_identities(graph) > 0),
+            methods(count_identities(graph) > 0, default_calibrator(graph)),
             (attempts.learn, attempts.keep_layers),
             attempts,
             max_drop,

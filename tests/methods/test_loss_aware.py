@@ -101,23 +101,67 @@ def test_what_reads_a_value_in_float_reads_it_so():
     assert torch.isfinite(int8(images)).all()
 
 
-def test_a_range_that_makes_outputs_infinite_is_not_taken():
-    class Logarithm(nn.Module):
+def test_a_tensor_whose_effect_is_not_known_keeps_its_first_range():
+    class Roots(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            hidden = self.first(x).relu()
+            return self.second(hidden).mul(0.0).abs().sqrt()  # the slope of a root of 0 is infinite, and times 0 NaN
+
+    images = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    graph = capture(Roots().eval(), images[:2])
+    layout = find_layout(graph, TARGET)
+    candidates = dict.fromkeys(layout.tensors, ((0.0, 1000.0), (0.0, 1.5)))
+    assert set(choose_ranges(graph, layout, candidates, TARGET, [images]).values()) == {(0.0, 1000.0)}
+
+
+def test_outputs_that_autograd_does_not_know_decide_nothing():
+    class Named(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 4)
-            nn.init.eye_(self.layer.weight)
-            nn.init.zeros_(self.layer.bias)
 
         def forward(self, x):
-            return self.layer(x).log()
+            return self.layer(x).argmax(1)
 
-    images = torch.rand(8, 4, generator=torch.Generator().manual_seed(0)) + 0.5
-    graph = capture(Logarithm().eval(), images[:2])
+    images = torch.randn(8, 4)
+    graph = capture(Named().eval(), images[:2])
     layout = find_layout(graph, TARGET)
     candidates = dict.fromkeys(layout.tensors, ((0.0, 1000.0), (0.0, 1.5)))
-    with torch.inference_mode():
-        assert set(choose_ranges(graph, layout, candidates, TARGET, [images]).values()) == {(0.0, 1.5)}
+    assert set(choose_ranges(graph, layout, candidates, TARGET, [images]).values()) == {(0.0, 1000.0)}
+
+
+def test_batches_make_no_difference(prepared):
+    graph, layout, batches, _ = prepared
+    candidates = dict.fromkeys(layout.tensors, ((0.0, 0.5), (-0.3, 2.0), (-8.0, 8.0), (-0.4, 40.0)))
+    chosen = choose_ranges(graph, layout, candidates, TARGET, batches)
+    assert chosen == choose_ranges(graph, layout, candidates, TARGET, [torch.cat(batches)])
+    assert len(set(chosen.values())) > 2
+
+
+def test_a_range_counts_by_what_it_does_to_an_average():
+    """Clipped peaks are lost to the mean of many values, and roundings that cancel are not."""
+
+    class Averaged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 2, bias=False)
+            self.layer.weight.data = torch.tensor([[1.0], [-1.0]]).expand(2, 64) / 64
+
+        def forward(self, x):
+            return self.layer(x)
+
+    values = torch.linspace(0, 1, 63)
+    images = torch.cat([values, torch.tensor([3.0])]).expand(8, 64).contiguous()
+    graph = capture(Averaged().eval(), images[:2])
+    layout = find_layout(graph, TARGET)
+    (name,) = layout.tensors
+    chosen = choose_ranges(graph, layout, {name: ((0.0, 1.0), (0.0, 3.0))}, TARGET, [images])
+    assert chosen == {name: (0.0, 3.0)}
 
 
 def test_without_images_nothing_is_chosen(prepared):

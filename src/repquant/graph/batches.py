@@ -1,15 +1,16 @@
 """What people calibrate with: any iterable of batches, read as often as a method needs it."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repquant.errors import InputError
+from repquant.graph.interface import captured_of
 from repquant.graph.run import Batch
 
 
@@ -51,6 +52,13 @@ def first_images(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
             return
         yield batch
         seen += _size(batch)
+
+
+def single_images(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the input tensors of one image after the other, copied; all at once where the batch can't get smaller."""
+    is_free = captured_of(graph).dynamic_batch
+    for start in range(len(inputs[0])) if is_free else (0,):
+        yield [(tensor[start : start + 1] if is_free else tensor).detach().clone() for tensor in inputs]
 
 
 def come_in_order(batches: Iterable[Batch]) -> bool:

@@ -1,27 +1,33 @@
 """Loss-aware ranges: for each tensor that of the candidates which changes the outputs of the network least.
 
 The calibrators look at one tensor by itself. What its rounding does to the outputs depends on what follows: an average
-keeps what clipping takes, which errs in one direction, and takes off roundings, which err in both. So it is measured:
-the divergence of the outputs from those of the float network with this tensor alone on a grid of that range. Nahshan et
-al. ("Loss Aware Post-training Quantization", Machine Learning, 2021) choose ranges by the loss of the network too, all
-together by a search of many passes; here each is chosen by itself, from what the calibrators propose.
+keeps what clipping takes, which errs in one direction, and takes off roundings, which err in both. Nahshan et al.
+("Loss Aware Post-training Quantization", Machine Learning, 2021) choose ranges by the loss of the network, all together
+by a search of many passes. Here each is chosen by itself, and what it does is reckoned to first order: with the error e
+of the tensor and the Jacobian J of the outputs, logits z change by J e, and the divergence of their softmax p grows by
+e^T J^T H J e / 2, where H = diag(p) - p p^T. For random vectors v of covariance H this is the mean of (e^T J^T v)^2 / 2
+(Hutchinson, 1989), and one pass backward gives J^T v for all tensors and all candidates.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Generator, Tensor, fx
 
 from repquant.choices import CALIBRATORS
 from repquant.errors import InputError
 from repquant.graph.alternatives import Compute, run_alternatives
+from repquant.graph.batches import single_images
+from repquant.graph.copies import copy_graph
 from repquant.graph.layout import Layout, RoundedTensor
 from repquant.graph.operators import KEEPS_GRID, find_operator, layer_nodes
 from repquant.graph.plan import Range
-from repquant.graph.run import Batch, batch_size, run
-from repquant.methods.divergence import Comparison
+from repquant.graph.run import Batch, inputs_of
+from repquant.methods.divergence import are_logits
 from repquant.numerics.affine import grid_for_range
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
@@ -39,6 +45,9 @@ ALIKE = 0.02
 
 IMAGES = 64
 """That ranges are compared on, at least: whole batches are read."""
+
+_VECTORS = 4  # random vectors an image gets
+_SEED = 0
 
 
 def candidate_ranges(histogram: Histogram, target: Target, *, percentile: float = 99.99) -> tuple[Range, ...]:
@@ -59,7 +68,23 @@ def _are_alike(one: Range, other: Range) -> bool:
     return all(abs(a - b) <= ALIKE * span for a, b in zip(one, other, strict=True))
 
 
-@torch.inference_mode()
+@dataclass
+class _Tried:
+    """A tensor whose candidates are compared.
+
+    Attributes:
+        readers: nodes that read it rounded, and at which places among their arguments.
+        quantizers: one for each candidate.
+        harm: what each did to the outputs, summed over images.
+    """
+
+    readers: Mapping[fx.Node, tuple[int, ...]]
+    quantizers: Sequence[FakeQuantize]
+    harm: Tensor
+
+
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def choose_ranges(
     graph: fx.GraphModule,
     layout: Layout,
@@ -70,8 +95,10 @@ def choose_ranges(
 ) -> dict[str, Range]:
     """Return for each tensor the candidate with which the outputs change least when it alone is rounded.
 
-    With c candidates in all, a batch costs about c/2 + 2 passes of the float network. Memory holds one batch. What
-    nothing reads rounded gets its first candidate, and a candidate with which an output is NaN is not taken.
+    Outputs that are no logits count with the share of their power that changes. What nothing reads rounded, and what
+    no output depends on in a way that autograd knows, gets its first candidate. An image costs a pass forward, four
+    backward, and a rounding of each tensor by each of its candidates. Memory holds one image, or the batch that the
+    network was captured for. The random vectors are the same in every call.
 
     Args:
         graph: from `methods.ptq.prepare`.
@@ -84,36 +111,106 @@ def choose_ranges(
     Raises:
         InputError: no batch came, or one does not fit the network.
     """
-    alternatives: dict[str, Mapping[str, Compute]] = {}
-    tried: dict[str, dict[str, Range]] = {}  # tensor -> alternative -> range
-    for name, tensor in layout.tensors.items():
-        readers = _readers(graph, layout, tensor)
-        if len(candidates[name]) > 1 and readers:
-            tried[name] = {f"{name} up to {low:g}, {high:g}": (low, high) for low, high in candidates[name]}
-            alternatives |= {key: _rounding(graph, readers, ends, target) for key, ends in tried[name].items()}
-    comparisons = {key: Comparison(f"the network with {key} rounded alone") for key in alternatives}
-    broken: set[str] = set()
-
-    def see(name: str, outputs: Sequence[Tensor]) -> None:
-        try:
-            comparisons[name].add(reference, outputs)
-        except FloatingPointError:
-            broken.add(name)
-
+    frozen = copy_graph(graph).requires_grad_(False)
+    tried = {
+        name: _Tried(
+            readers=readers,
+            quantizers=[FakeQuantize(grid_for_range(*ends, target.activation)) for ends in candidates[name]],
+            harm=torch.zeros(len(candidates[name]), dtype=torch.float64),
+        )
+        for name, tensor in layout.tensors.items()
+        if len(candidates[name]) > 1 and (readers := _readers(frozen, layout, tensor))
+    }
+    generator = torch.Generator().manual_seed(_SEED)
     images = 0
     for batch in batches:
-        reference = run(graph, batch)
-        run_alternatives(graph, batch, {}, alternatives, see)
-        count = batch_size(graph, batch)
-        images += count
-        on_batch(count)
+        inputs = inputs_of(graph, batch)
+        for image in single_images(graph, inputs):
+            _add_harm(frozen, tried, image, generator)
+        images += len(inputs[0])
+        on_batch(len(inputs[0]))
     if images == 0:
         raise InputError("there are no images to compare ranges on; give at least 1")
-    chosen = {name: ranges[0] for name, ranges in candidates.items()}
-    for name, ranges in tried.items():
-        harm = {key: inf if key in broken else comparisons[key].result().harm for key in ranges}
-        chosen[name] = ranges[min(harm, key=harm.__getitem__)]
-    return chosen
+    best = {name: _first_of_the_least(part.harm) for name, part in tried.items()}
+    return {name: ranges[best.get(name, 0)] for name, ranges in candidates.items()}
+
+
+def _first_of_the_least(harm: Tensor) -> int:
+    known = harm.nan_to_num(inf).tolist()
+    return known.index(min(known))
+
+
+def _add_harm(graph: fx.GraphModule, tried: Mapping[str, _Tried], image: list[Tensor], generator: Generator) -> None:
+    """Add what each candidate does to the outputs for an image."""
+    probes = _Probes(graph, tried)
+    outputs = [output for output in run_alternatives(graph, image, probes.computes) if output.requires_grad]
+    if not outputs:
+        return
+    values = [value for _, value in probes.values]
+    gradients = [
+        torch.autograd.grad(
+            outputs,
+            values,
+            [_direction(output.detach(), generator) for output in outputs],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for _ in range(_VECTORS)
+    ]
+    changes: dict[str, Tensor] = {}  # (candidates, vectors)
+    with torch.no_grad():
+        for (name, value), *directions in zip(probes.values, *gradients, strict=True):
+            errors = torch.stack([(quantize(value) - value).flatten() for quantize in tried[name].quantizers])
+            change = errors @ torch.stack([direction.flatten() for direction in directions], 1)
+            changes[name] = changes.get(name, 0.0) + change
+    for name, change in changes.items():
+        tried[name].harm += change.double().square().mean(1).cpu()
+
+
+def _direction(output: Tensor, generator: Generator) -> Tensor:
+    """Return a random vector; the square of its product with a small change of an output is how much that matters."""
+    signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
+    if are_logits(output):
+        root = output.softmax(1).sqrt()
+        vector = root * signs - root.square() * (root * signs).sum(1, keepdim=True)
+        return vector.nan_to_num(0.0).div(2**0.5)
+    size = torch.linalg.vector_norm(output.nan_to_num(0.0, 0.0, 0.0)).clamp(min=torch.finfo(output.dtype).tiny)
+    return signs.div(size)
+
+
+class _Probes:
+    """Computes nodes as ever, and keeps what they read of the tensors that are tried, to be differentiated by.
+
+    Attributes:
+        computes: node name -> how it is computed, for `run_alternatives`.
+        values: tensor name and value, each value once, however many nodes read it.
+    """
+
+    def __init__(self, graph: fx.GraphModule, tried: Mapping[str, _Tried]) -> None:
+        self.values: list[tuple[str, Tensor]] = []
+        self._seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        read: dict[fx.Node, dict[int, str]] = defaultdict(dict)  # node -> place -> tensor name
+        for name, part in tried.items():
+            for node, places in part.readers.items():
+                read[node] |= dict.fromkeys(places, name)
+        self.computes = {node.name: self._probing(_compute(graph, node), names) for node, names in read.items()}
+
+    def _probing(self, compute: Compute, names: Mapping[int, str]) -> Compute:
+        def probed(*args: Any, **kwargs: Any) -> Any:
+            read = [self._probe(names[place], x) if place in names else x for place, x in enumerate(args)]
+            return compute(*read, **kwargs)
+
+        return probed
+
+    def _probe(self, name: str, x: Tensor) -> Tensor:
+        """Return a value to be read in the place of another, the same for all readers."""
+        key = name, id(x)
+        if key not in self._seen:
+            probe = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            self._seen[key] = x, probe  # with the value itself: what is gone gives its id to others
+            self.values.append((name, probe))
+        return self._seen[key][1]
 
 
 def _readers(graph: fx.GraphModule, layout: Layout, tensor: RoundedTensor) -> dict[fx.Node, tuple[int, ...]]:
@@ -137,22 +234,6 @@ def _readers(graph: fx.GraphModule, layout: Layout, tensor: RoundedTensor) -> di
         if places:
             readers[node] = places
     return readers
-
-
-def _rounding(
-    graph: fx.GraphModule, readers: Mapping[fx.Node, tuple[int, ...]], ends: Range, target: Target
-) -> dict[str, Compute]:
-    """Return how readers compute with what they read rounded."""
-    quantize = FakeQuantize(grid_for_range(*ends, target.activation))
-
-    def rounding(compute: Compute, places: tuple[int, ...]) -> Compute:
-        def rounded(*args: Any, **kwargs: Any) -> Any:
-            read = [quantize(x) if place in places else x for place, x in enumerate(args)]
-            return compute(*read, **kwargs)
-
-        return rounded
-
-    return {node.name: rounding(_compute(graph, node), places) for node, places in readers.items()}
 
 
 def _compute(graph: fx.GraphModule, node: fx.Node) -> Compute:

@@ -6,14 +6,14 @@ entries of J^T v, which one pass backward gives for all nodes (Hutchinson, "A St
 Influence Matrix", 1989). So gains are known for every operator that autograd knows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from repquant.graph.batches import single_images
 from repquant.graph.copies import copy_graph
-from repquant.graph.interface import captured_of
 from repquant.graph.run import Observer, run
 
 _SEED = 0
@@ -37,7 +37,7 @@ def output_gains(
     frozen = copy_graph(graph).requires_grad_(False)
     generator = torch.Generator().manual_seed(_SEED)
     gains = {name: torch.zeros(tuple(shape), dtype=torch.float64) for name, shape in shapes.items()}
-    for inputs in _parts(graph, images):
+    for inputs in single_images(graph, images):
         leaves = [tensor.requires_grad_() for tensor in inputs if tensor.is_floating_point()]
         outputs = run(frozen, inputs, {name: _recorder(gain) for name, gain in gains.items()})
         outputs = tuple(output for output in outputs if output.requires_grad)
@@ -50,13 +50,6 @@ def output_gains(
                 allow_unused=True,
             )
     return {name: gain / (vectors * len(images[0])) for name, gain in gains.items()}
-
-
-def _parts(graph: fx.GraphModule, images: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield one image after the other, copied; all at once where the graph takes no other batch size."""
-    is_free = captured_of(graph).dynamic_batch
-    for start in range(len(images[0])) if is_free else (0,):
-        yield [(image[start : start + 1] if is_free else image).detach().clone() for image in images]
 
 
 def _recorder(total: Tensor) -> Observer:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from repquant.choices import LOSS_AWARE, Equalization, Identity, Rounding
+from repquant.choices import LOSS_AWARE, Calibrator, Equalization, Identity, Rounding
 from repquant.methods.judges import Score
 from repquant.methods.method import PtqMethod, ReconstructionOptions
 
@@ -61,11 +61,18 @@ class Outcome:
     reason: str
 
 
-def methods(has_identity: bool) -> tuple[Candidate, ...]:
-    """Return the default method, and those that take about as long; the last one changes the served graph."""
-    others = tuple(_candidate(calibrator=calibrator) for calibrator in ("percentile", "entropy", LOSS_AWARE))
-    as_it_is = _candidate(equalization="none")  # where the noise model errs
-    return (_candidate(), *others, as_it_is, *((_candidate(identity="residual"),) if has_identity else ()))
+def methods(has_identity: bool, calibrator: Calibrator = "mse") -> tuple[Candidate, ...]:
+    """Return the default method, and those that take about as long; the last one changes the served graph.
+
+    Args:
+        has_identity: whether identity branches can be set apart.
+        calibrator: of the default method, see `default_calibrator`; it finds the ranges of the others too, where they
+            differ in something else.
+    """
+    names = dict.fromkeys((calibrator, "mse", "percentile", "entropy", LOSS_AWARE))
+    as_it_is = _candidate(equalization="none", calibrator=calibrator)  # where the noise model errs
+    residual = (_candidate(identity="residual", calibrator=calibrator),) if has_identity else ()
+    return (*(_candidate(calibrator=name) for name in names), as_it_is, *residual)
 
 
 def _candidate(
