@@ -10,7 +10,6 @@ measured again, so an interrupted run goes on.
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,16 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import fx
 
 from repquant.atomic import replace_file
 from repquant.bench.environment import environment
 from repquant.cli.inputs import open_calibration, transform
 from repquant.cli.options import CalibrationOptions, DataOptions
+from repquant.cli.quantizing import ImagesOf
 from repquant.data.datasets import open_split
 from repquant.data.loading import Batch, Loader
 from repquant.evaluate.stream import evaluate
 from repquant.graph.capture import capture
+from repquant.methods.default_calibrator import default_calibrator
 from repquant.methods.method import PtqMethod, ReconstructionOptions
 from repquant.methods.ptq import prepare
 from repquant.models.checkpoints import load_model
@@ -112,10 +113,11 @@ def quantize_once(
     calibration = open_calibration(
         CalibrationOptions(calibration_images=arguments.images), options, options.data, rounding_images
     )
-    prepared = prepare(graph, method, target, tensors(calibration.ranges))
-    calibrated = collect(prepared, tensors(calibration.ranges), target, method, ())
-    rounding = () if calibration.rounding is None else tensors(calibration.rounding)
-    return calibrated.round(calibrated.plan(arguments.calibrator), rounding).simulated()
+    images = ImagesOf(calibration.ranges)
+    calibrated = collect(prepare(graph, method, target, images), images, target, method, ())
+    plan = calibrated.plan(arguments.calibrator or default_calibrator(graph, target))
+    rounding = () if calibration.rounding is None else ImagesOf(calibration.rounding)
+    return calibrated.round(plan, rounding).simulated()
 
 
 class Remembered:
@@ -147,10 +149,6 @@ def images_of(options: DataOptions, count: int) -> list[Batch]:
     source = open_split(options.data, "val")
     indices = range(0, len(source), max(1, len(source) // count) if count else 1)
     return list(Loader(source, transform(options), options.batch_size, indices=indices))
-
-
-def tensors(loader: Loader) -> Iterator[Tensor]:
-    return (batch.images for batch in loader)
 
 
 def describe(target: Target) -> str:
@@ -195,7 +193,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crop-ratio", type=float, default=1.0)
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--evaluation-images", type=int, default=0, help="of the validation split; 0 for all")
-    parser.add_argument("--calibrator", default="mse")
+    parser.add_argument("--calibrator", help="the default of the library, where it is left out")
     parser.add_argument("--settings", required=True, help="with semicolons: target[/WxAy][/tensor]")
     parser.add_argument("--steps", default="all", help=f"all, or with semicolons of: {'; '.join(STEPS)}")
     parser.add_argument("--json", type=Path, required=True, help="rows are added to this file")

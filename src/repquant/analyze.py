@@ -11,6 +11,7 @@ from repquant.choices import Calibrator
 from repquant.graph.batches import first_images, rereadable
 from repquant.graph.devices import device_of, full_precision
 from repquant.graph.run import Batch
+from repquant.methods.default_calibrator import default_calibrator
 from repquant.methods.method import PtqMethod
 from repquant.methods.sensitivity import Sensitivity, measure_sensitivity
 from repquant.quantize import calibrate, captured, served_here
@@ -26,7 +27,7 @@ def analyze(
     *,
     target: str | Target = "onnxruntime",
     images: Iterable[Batch] | None = None,
-    calibrator: Calibrator = "mse",
+    calibrator: Calibrator | None = None,
     method: PtqMethod = AS_IT_IS,
     keep_float: Collection[str] = (),
     rounding_images: int = 256,
@@ -55,6 +56,7 @@ def analyze(
     graph, schemes = captured(model, batches, example), served_here(target)
     with full_precision(device_of(graph)):
         calibrated = calibrate(graph, method, schemes, batches, keep_float)
-        rounded = calibrated.round(calibrated.plan(calibrator), first_images(calibrated.batches, rounding_images))
+        plan = calibrated.plan(calibrator or default_calibrator(graph, schemes))
+        rounded = calibrated.round(plan, first_images(calibrated.batches, rounding_images))
         compared_on = calibrated.batches if images is None else images
         return measure_sensitivity(calibrated.graph, rounded, compared_on, on_batch)

@@ -120,7 +120,7 @@ def search(
     )
     with full_precision(device_of(graph)):
         outcome = find_best(
-            methods(count_identities(graph) > 0, default_calibrator(graph)),
+            methods(count_identities(graph) > 0, default_calibrator(graph, schemes)),
             (attempts.learn, attempts.keep_layers),
             attempts,
             max_drop,

@@ -6,6 +6,7 @@ import repquant as rq
 from repquant.methods.default_calibrator import default_calibrator
 from repquant.methods.search import methods
 from repquant.quantize import captured
+from repquant.targets.target import resolve_target
 
 
 class Gated(nn.Module):
@@ -36,7 +37,29 @@ def classifier(activation):
     ],
 )
 def test_classifiers_with_silu_have_ranges_of_their_own(network, expected):
-    assert default_calibrator(captured(network.eval(), [torch.randn(2, 3, 8, 8)])) == expected
+    graph = captured(network.eval(), [torch.randn(2, 3, 8, 8)])
+    assert default_calibrator(graph, resolve_target("tensorrt")) == expected
+
+
+def test_what_may_have_no_derivative_and_what_names_classes_keep_ranges_of_their_own():
+    class Odd(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.network, self.last = classifier(nn.SiLU()), last
+
+        def forward(self, x):
+            return self.last(self.network(x))
+
+    pictures = [torch.randn(2, 3, 8, 8)]
+    for last in (lambda y: y.cumsum(1), lambda y: y.argmax(1)):
+        assert default_calibrator(captured(Odd(last).eval(), pictures), resolve_target("tensorrt")) == "mse"
+
+
+def test_so_have_classifiers_with_few_bits():
+    few = resolve_target("openvino", activation_bits=4)
+    pictures = [torch.randn(2, 3, 8, 8)]
+    assert default_calibrator(captured(classifier(nn.ReLU()).eval(), pictures), few) == "loss-aware"
+    assert default_calibrator(captured(nn.Conv2d(3, 4, 1).eval(), pictures), few) == "mse"  # a map of outputs
 
 
 @pytest.mark.parametrize(("activation", "expected"), [(nn.SiLU, "loss-aware"), (nn.ReLU, "mse")])

@@ -8,9 +8,11 @@ from repquant.graph.capture import capture
 from repquant.graph.layout import find_layout
 from repquant.graph.run import run
 from repquant.methods.calibrate import collect_histograms, find_ranges
+from repquant.methods.default_calibrator import default_calibrator
 from repquant.methods.divergence import Comparison
-from repquant.methods.loss_aware import candidate_ranges, choose_ranges
+from repquant.methods.loss_aware import _direction, candidate_ranges, choose_ranges
 from repquant.numerics.affine import grid_for_range
+from repquant.numerics.distance import softmax_kl
 from repquant.numerics.histogram import Histogram
 from repquant.numerics.ranges import search_range
 from repquant.simulation.layers import FakeQuantize
@@ -101,22 +103,69 @@ def test_what_reads_a_value_in_float_reads_it_so():
     assert torch.isfinite(int8(images)).all()
 
 
-def test_a_tensor_whose_effect_is_not_known_keeps_its_first_range():
+def test_an_image_with_an_infinite_slope_does_not_count():
     class Roots(nn.Module):
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
 
         def forward(self, x):
-            hidden = self.first(x).relu()
-            return self.second(hidden).mul(0.0).abs().sqrt()  # the slope of a root of 0 is infinite, and times 0 NaN
+            return self.second(self.first(x)).abs().sqrt()
 
-    images = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    images, black = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 4)
     graph = capture(Roots().eval(), images[:2])
     layout = find_layout(graph, TARGET)
-    candidates = dict.fromkeys(layout.tensors, ((0.0, 1000.0), (0.0, 1.5)))
-    assert set(choose_ranges(graph, layout, candidates, TARGET, [images]).values()) == {(0.0, 1000.0)}
+    candidates = dict.fromkeys(layout.tensors, ((-100.0, 100.0), (-3.0, 3.0)))
+    assert set(choose_ranges(graph, layout, candidates, TARGET, [images, black]).values()) == {(-3.0, 3.0)}
+    assert set(choose_ranges(graph, layout, candidates, TARGET, [black]).values()) == {(-100.0, 100.0)}
+
+
+def test_an_operator_without_a_derivative_is_an_error():
+    class Copied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.layer(x)
+            y[:, 0] = nn.functional.silu(y[:, 1])
+            return y
+
+    images = torch.randn(8, 4)
+    graph = capture(Copied().eval(), images[:2])
+    layout = find_layout(graph, TARGET)
+    with pytest.raises(InputError, match=r"can't be differentiated.*such as mse"):
+        choose_ranges(graph, layout, dict.fromkeys(layout.tensors, ((-1.0, 1.0), (-3.0, 3.0))), TARGET, [images])
+    assert default_calibrator(graph, TARGET) == "mse"
+
+
+def test_inputs_that_are_no_images_come_with_each_image():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x, factor, weights):
+            return self.layer(x * factor) * weights
+
+    batch = (torch.randn(8, 4), torch.tensor(2.0), torch.randn(3, 8, 1)[:, :1, 0].T)
+    int8 = rq.quantize(Scaled().eval(), [batch], target=TARGET, calibrator="loss-aware")
+    assert int8(*batch).shape == (8, 3)
+
+
+@pytest.mark.parametrize("kind", ["logits", "map"])
+def test_the_square_of_a_change_along_the_vectors_is_on_average_what_it_does(kind):
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(1, 6, generator=generator) * 2
+    change = torch.randn(1, 6, generator=generator) * 1e-3
+    if kind == "logits":
+        expected = softmax_kl(output.double(), (output + change).double())
+    else:
+        output, change = output.reshape(1, 2, 3), change.reshape(1, 2, 3)
+        expected = change.square().sum() / output.square().sum()
+    draws = torch.stack([_direction(output, generator) for _ in range(20_000)])
+    assert (draws * change).flatten(1).sum(1).square().mean() == pytest.approx(float(expected), rel=0.03)
 
 
 def test_outputs_that_autograd_does_not_know_decide_nothing():

@@ -55,10 +55,21 @@ def first_images(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
 
 
 def single_images(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the input tensors of one image after the other, copied; all at once where the batch can't get smaller."""
-    is_free = captured_of(graph).dynamic_batch
-    for start in range(len(inputs[0])) if is_free else (0,):
-        yield [(tensor[start : start + 1] if is_free else tensor).detach().clone() for tensor in inputs]
+    """Yield the inputs of one image after the other, copied; all at once where the network takes no other batch.
+
+    An input whose first dimension is not that of the images is there each time, as a whole.
+    """
+    if not captured_of(graph).dynamic_batch:
+        yield [tensor.detach().clone() for tensor in inputs]
+        return
+    shapes = [node.meta["val"].shape for node in graph.graph.nodes if node.op == "placeholder"]
+    # Sizes that are not known are compared by name: those of the example may be the same by chance.
+    are_images = [len(shape) > 0 and str(shape[0]) == str(shapes[0][0]) for shape in shapes]
+    for place in range(len(inputs[0])):
+        yield [
+            (tensor[place : place + 1] if is_image else tensor).detach().clone()
+            for tensor, is_image in zip(inputs, are_images, strict=True)
+        ]
 
 
 def come_in_order(batches: Iterable[Batch]) -> bool:

@@ -5,26 +5,37 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from repquant.choices import LOSS_AWARE, Calibrator
+from repquant.graph.interface import captured_of
+from repquant.graph.operators import find_operator, holds_floats
 from repquant.methods.divergence import are_logits
+from repquant.targets.target import Target
 
 aten = torch.ops.aten
 
 
-def default_calibrator(graph: fx.GraphModule) -> Calibrator:
-    """Return "loss-aware" for a network with SiLU whose outputs are logits, and "mse" for others.
+def default_calibrator(graph: fx.GraphModule, target: Target) -> Calibrator:
+    """Return "loss-aware" where it was shown to be better than "mse", and "mse" elsewhere.
 
-    What a SiLU gives lies mostly in a small interval around zero, with a long tail of positive values. Clipped peaks
-    and small values that round to 0 both err in one direction, and the layers behind keep that. Behind a ReLU, and in
-    a network with GELU, MSE ranges were no worse; networks with other outputs were not measured (decision 21).
+    It was for networks with SiLU. What a SiLU gives lies mostly in a small interval around zero, with a long tail of
+    positive values. Clipped peaks and small values that round to 0 both err in one direction, and the layers behind
+    keep that. And it was with activations of fewer than 8 bits (decision 21). Outputs have to be logits, by their
+    shape. All operators have to be understood, since others may have no derivative, and the batch has to be free.
 
     Args:
         graph: from `capture`.
+        target: the schemes.
     """
     *nodes, returned = graph.graph.nodes
-    values = [node.meta["val"] for node in pytree.tree_leaves(returned.args) if isinstance(node, fx.Node)]
-    floats = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
-    is_classifier = all(are_logits(value) for value in floats)
-    return LOSS_AWARE if is_classifier and any(_is_silu(node) for node in nodes) else "mse"
+    outputs = [node.meta["val"] for node in pytree.tree_leaves(returned.args) if isinstance(node, fx.Node)]
+    floats = [output for output in outputs if isinstance(output, Tensor) and output.is_floating_point()]
+    is_classifier = bool(floats) and all(are_logits(output) for output in floats)
+    gains = target.activation.bits < 8 or any(_is_silu(node) for node in nodes)
+    is_plain = captured_of(graph).dynamic_batch and all(_is_understood(node) for node in nodes)
+    return LOSS_AWARE if is_classifier and gains and is_plain else "mse"
+
+
+def _is_understood(node: fx.Node) -> bool:
+    return node.op != "call_function" or not holds_floats(node) or find_operator(node) is not None
 
 
 def _is_silu(node: fx.Node) -> bool:

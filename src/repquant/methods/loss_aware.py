@@ -3,16 +3,16 @@
 The calibrators look at one tensor by itself. What its rounding does to the outputs depends on what follows: an average
 keeps what clipping takes, which errs in one direction, and takes off roundings, which err in both. Nahshan et al.
 ("Loss Aware Post-training Quantization", Machine Learning, 2021) choose ranges by the loss of the network, all together
-by a search of many passes. Here each is chosen by itself, and what it does is reckoned to first order: with the error e
-of the tensor and the Jacobian J of the outputs, logits z change by J e, and the divergence of their softmax p grows by
+by a search of many passes. Here each is chosen by itself, and what it does is reckoned to first order. With the error e
+of the tensor and the Jacobian J of the outputs, logits change by J e. The divergence of their softmax p grows by
 e^T J^T H J e / 2, where H = diag(p) - p p^T. For random vectors v of covariance H this is the mean of (e^T J^T v)^2 / 2
-(Hutchinson, 1989), and one pass backward gives J^T v for all tensors and all candidates.
+(Hutchinson, "A Stochastic Estimator of the Trace of the Influence Matrix", 1989). One pass backward gives J^T v for all
+tensors and all candidates.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import torch
@@ -96,9 +96,10 @@ def choose_ranges(
     """Return for each tensor the candidate with which the outputs change least when it alone is rounded.
 
     Outputs that are no logits count with the share of their power that changes. What nothing reads rounded, and what
-    no output depends on in a way that autograd knows, gets its first candidate. An image costs a pass forward, four
-    backward, and a rounding of each tensor by each of its candidates. Memory holds one image, or the batch that the
-    network was captured for. The random vectors are the same in every call.
+    no output depends on in a way that autograd knows, gets its first candidate. An image where the change of an output
+    is infinite or NaN does not count for that tensor. An image costs a pass forward, four backward, and a rounding of
+    each tensor by each of its candidates. Memory holds what autograd keeps of one image and four gradients of each
+    tensor; of a batch where the network takes no other. The random vectors are the same in every call.
 
     Args:
         graph: from `methods.ptq.prepare`.
@@ -109,7 +110,7 @@ def choose_ranges(
         on_batch: called with the number of images after each batch.
 
     Raises:
-        InputError: no batch came, or one does not fit the network.
+        InputError: no batch came, one does not fit the network, or an operator has no derivative.
     """
     frozen = copy_graph(graph).requires_grad_(False)
     tried = {
@@ -126,18 +127,22 @@ def choose_ranges(
     for batch in batches:
         inputs = inputs_of(graph, batch)
         for image in single_images(graph, inputs):
-            _add_harm(frozen, tried, image, generator)
+            try:
+                _add_harm(frozen, tried, image, generator)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise InputError(
+                    f"the outputs can't be differentiated, which loss-aware ranges need: {error}; give another "
+                    "calibrator, such as mse"
+                ) from error
         images += len(inputs[0])
         on_batch(len(inputs[0]))
     if images == 0:
         raise InputError("there are no images to compare ranges on; give at least 1")
-    best = {name: _first_of_the_least(part.harm) for name, part in tried.items()}
+    harms = {name: part.harm.tolist() for name, part in tried.items()}
+    best = {name: harm.index(min(harm)) for name, harm in harms.items()}
     return {name: ranges[best.get(name, 0)] for name, ranges in candidates.items()}
-
-
-def _first_of_the_least(harm: Tensor) -> int:
-    known = harm.nan_to_num(inf).tolist()
-    return known.index(min(known))
 
 
 def _add_harm(graph: fx.GraphModule, tried: Mapping[str, _Tried], image: list[Tensor], generator: Generator) -> None:
@@ -165,7 +170,8 @@ def _add_harm(graph: fx.GraphModule, tried: Mapping[str, _Tried], image: list[Te
             change = errors @ torch.stack([direction.flatten() for direction in directions], 1)
             changes[name] = changes.get(name, 0.0) + change
     for name, change in changes.items():
-        tried[name].harm += change.double().square().mean(1).cpu()
+        if torch.isfinite(change).all():
+            tried[name].harm += change.double().square().mean(1).cpu()
 
 
 def _direction(output: Tensor, generator: Generator) -> Tensor:
@@ -175,8 +181,9 @@ def _direction(output: Tensor, generator: Generator) -> Tensor:
         root = output.softmax(1).sqrt()
         vector = root * signs - root.square() * (root * signs).sum(1, keepdim=True)
         return vector.nan_to_num(0.0).div(2**0.5)
-    size = torch.linalg.vector_norm(output.nan_to_num(0.0, 0.0, 0.0)).clamp(min=torch.finfo(output.dtype).tiny)
-    return signs.div(size)
+    over = tuple(range(1, output.ndim)) or None  # of each image by itself
+    size = torch.linalg.vector_norm(output.nan_to_num(0.0, 0.0, 0.0), dim=over, keepdim=True)
+    return signs.div(size.clamp(min=torch.finfo(output.dtype).tiny))
 
 
 class _Probes:
