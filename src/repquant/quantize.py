@@ -224,8 +224,8 @@ def quantize(
         target: runtime that will serve the model, or its schemes from `resolve_target`.
         calibrator: "max", "percentile", "mse" or "entropy"; "loss-aware" takes for each tensor what one of them
             proposes, by what that does to the outputs on the first 64 images (`methods.loss_aware`). None takes that
-            one where outputs are logits and the network has SiLU, or activations fewer than 8 bits; else it takes
-            "mse" (`methods.default_calibrator`).
+            one where outputs are logits and the network has SiLU or GELU, or activations fewer than 8 bits. Else it
+            takes "mse" (`methods.default_calibrator`).
         percentile: percentage of magnitudes that the percentile calibrator keeps.
         method: what is done beside finding ranges.
         keep_float: names of layers, operators or enclosing modules that stay in float; "first" and "last".

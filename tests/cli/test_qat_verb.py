@@ -82,7 +82,7 @@ def test_a_changed_scheme_is_refused_with_the_difference(qat, finished):
     for change, message in (
         (("--weight-bits", "4"), f"weight_bits was {BITS[1]} and is 4 now"),
         (("--method", "plain"), "method was equivalent-kernel and is plain now"),
-        (("--calibrator", "max"), "calibrator was mse and is max now"),
+        (("--calibrator", "max"), "calibrator was default and is max now"),
     ):
         status, _, stderr = qat(finished, "--resume", *change)
         assert status == 2

@@ -31,12 +31,12 @@ def classifier(activation):
         (classifier(nn.SiLU(inplace=True)), "loss-aware"),
         (nn.Sequential(Gated(of_itself=True), classifier(nn.ReLU())), "loss-aware"),
         (nn.Sequential(Gated(of_itself=False), classifier(nn.ReLU())), "mse"),
-        (classifier(nn.GELU()), "mse"),
+        (classifier(nn.GELU("tanh")), "loss-aware"),
         (classifier(nn.Sigmoid()), "mse"),
         (nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 5, 1)), "mse"),  # a map of outputs
     ],
 )
-def test_classifiers_with_silu_have_ranges_of_their_own(network, expected):
+def test_classifiers_with_silu_or_gelu_have_ranges_of_their_own(network, expected):
     graph = captured(network.eval(), [torch.randn(2, 3, 8, 8)])
     assert default_calibrator(graph, resolve_target("tensorrt")) == expected
 

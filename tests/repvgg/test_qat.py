@@ -14,6 +14,7 @@ from repquant.methods.weight_grids import least_squares_grid
 from repquant.models.blocks import RepVGGBlock
 from repquant.models.fuse import identity_kernel
 from repquant.models.reparam import reparameterize
+from repquant.numerics.channel_fit import ChannelFit
 from repquant.qat.network import make_trainable, qat_layers, trained_integers
 from repquant.qat.quantizers import WEIGHT_SCALES
 from repquant.repvgg.insert_bn import insert_bn, measure_outputs
@@ -230,7 +231,9 @@ def test_the_start_is_the_best_of_ptq(branches, images, method):
 
 
 @pytest.mark.parametrize(("rounding", "bits"), [("nearest", 4), ("feedback", 8), ("feedback", 4)])
-def test_training_starts_from_the_chosen_grids(branches, images, rounding, bits):
+def test_training_starts_from_the_chosen_grids(branches, images, rounding, bits, monkeypatch):
+    if rounding == "feedback" and bits == 4:  # so few images are just enough for a gain here and there
+        monkeypatch.setattr(ChannelFit, "gains", lambda _, **__: torch.ones(()))
     method = PtqMethod(equalization="none", weight_ranges="mse", rounding=rounding)
     options, target = (
         StartOptions(method="plain", ptq=method, calibrator="max"),
@@ -242,7 +245,7 @@ def test_training_starts_from_the_chosen_grids(branches, images, rounding, bits)
         expected = least_squares_grid(deploy.get_submodule(name), start.plan.input_scale(name), target.weight)
         if rounding == "nearest" or bits == 8:
             assert torch.equal(grid.scale, expected.scale), name
-        else:  # one of the shares each; these few images give no gains
+        else:  # one of the shares each
             shares = (grid.scale / expected.scale).unsqueeze(1) - torch.tensor(SHARES)
             assert (shares.abs().amin(1) < 1e-5).all(), name
     assert start.plan.weight_grids.keys() == start.plan.layout.layers.keys()

@@ -51,7 +51,10 @@ class Settings(RepVGGQatRecipe, CalibrationOptions, TargetOptions, ModelOptions)
     weight_ranges: WeightRanges = as_in(PtqMethod, "weight_ranges")
     rounding: Literal["feedback", "nearest"] = as_in(PtqMethod, "rounding")
     rounding_images: int = option("calibration images that rounding looks at; 0 rounds to the nearest", 256, COUNT)
-    calibrator: Calibrator = option("of the ranges that training starts from", "mse")
+    calibrator: Literal["default", Calibrator] = option(
+        "of the ranges that training starts from; default: mse, and loss-aware for activations of fewer than 8 bits",
+        "default",
+    )
     inserted_bn: str = option("file of `repquant insert-bn`, for --method inserted-bn; default: measured here", "")
 
 
@@ -249,7 +252,7 @@ def _start_options(settings: Settings) -> StartOptions:
             weight_ranges=settings.weight_ranges,
             rounding=settings.rounding,
         ),
-        calibrator=settings.calibrator,
+        calibrator=None if settings.calibrator == "default" else settings.calibrator,
         percentile=settings.percentile,
     )
 

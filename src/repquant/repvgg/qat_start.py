@@ -12,12 +12,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx, nn
 
+from repquant.choices import Calibrator
 from repquant.errors import InputError
 from repquant.graph.capture import capture
 from repquant.graph.channels import apply_scales
 from repquant.graph.layout import find_layout
 from repquant.graph.plan import Plan, make_plan
 from repquant.methods.calibrate import collect_histograms, find_ranges
+from repquant.methods.default_calibrator import default_calibrator
 from repquant.methods.equalize import find_scales
 from repquant.methods.feedback import round_weights
 from repquant.methods.identity import identity_layers, split_identity
@@ -48,7 +50,7 @@ class StartOptions:
         method: of quantization-aware training: "plain", "inserted-bn" or "equivalent-kernel".
         ptq: equalization; ranges of weights; rounding by "feedback" or "nearest"; identities stay in the kernels
             ("fused") or are additions beside them ("residual").
-        calibrator: of the activation ranges.
+        calibrator: of the activation ranges; None for that of `methods.default_calibrator`.
         percentile: of the calibrator of that name.
 
     Raises:
@@ -57,7 +59,7 @@ class StartOptions:
 
     method: str
     ptq: PtqMethod
-    calibrator: str = "mse"
+    calibrator: Calibrator | None = None
     percentile: float = 99.99
 
     def __post_init__(self) -> None:
@@ -131,9 +133,8 @@ def start_qat(
     graph = _set_apart(graph, residuals, target)
     layout = find_layout(graph, target, keep_float)
     histograms = collect_histograms(graph, layout, calibration())
-    ranges = find_ranges(
-        options.calibrator, graph, layout, histograms, target, calibration(), percentile=options.percentile
-    )
+    name = options.calibrator or default_calibrator(graph, target)
+    ranges = find_ranges(name, graph, layout, histograms, target, calibration(), percentile=options.percentile)
     plan = make_plan(layout, ranges, target)
     plan = replace(plan, weight_grids=find_weight_grids(graph, method.weight_ranges, plan))
     if method.rounding == "feedback" and next(iter(rounding()), None) is not None:
