@@ -17,9 +17,9 @@ from pathlib import Path
 from repquant.locks import sole_user
 
 with sole_user(Path(sys.argv[1])):
-    if os.fork():
-        print("ready", flush=True)
-    time.sleep(60)  # the child too, as a worker that outlives its main process
+    if not os.fork():
+        print("ready", flush=True)  # the child, once it has let go: the main process may be killed before that
+    time.sleep(60)  # both, as a worker that outlives its main process
 """
 
 
