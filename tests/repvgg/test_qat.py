@@ -230,6 +230,21 @@ def test_the_start_is_the_best_of_ptq(branches, images, method):
     assert errors["feedback"] < errors["nearest"]
 
 
+@pytest.mark.parametrize(("bits", "default"), [(4, "loss-aware"), (8, "mse")])
+def test_training_starts_from_the_ranges_of_the_default(branches, images, bits, default):
+    target = resolve_target("openvino", activation_bits=bits)
+
+    def grids(**options):
+        method = PtqMethod(equalization="none", rounding="nearest")
+        start = start_qat(
+            branches, StartOptions(method="plain", ptq=method, **options), target, *[lambda: [images]] * 2
+        )
+        return start.plan.grids
+
+    assert grids(calibrator="mse") != grids(calibrator="loss-aware")
+    assert grids() == grids(calibrator=default)
+
+
 @pytest.mark.parametrize(("rounding", "bits"), [("nearest", 4), ("feedback", 8), ("feedback", 4)])
 def test_training_starts_from_the_chosen_grids(branches, images, rounding, bits, monkeypatch):
     if rounding == "feedback" and bits == 4:  # so few images are just enough for a gain here and there
