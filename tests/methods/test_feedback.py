@@ -6,6 +6,7 @@ from repquant.errors import InputError
 from repquant.graph.capture import capture
 from repquant.graph.layout import find_layout
 from repquant.graph.plan import make_plan
+from repquant.methods import feedback
 from repquant.methods.calibrate import activation_ranges, collect_histograms
 from repquant.methods.feedback import round_weights
 from repquant.numerics.distance import sqnr_db
@@ -94,6 +95,36 @@ def test_without_a_bias_gains_do_not_move_the_mean():
         given = round_weights(graph, clipping, [images]).simulated()(images)
     assert (given - wanted).square().mean() < 0.9 * (nearest - wanted).square().mean()
     assert abs(given.mean() / wanted.mean() - 1) < abs(nearest.mean() / wanted.mean() - 1)
+
+
+def test_layers_give_back_what_the_layers_before_them_lost(plan, monkeypatch):
+    torch.manual_seed(0)
+    images, others = nn.functional.avg_pool2d(torch.randn(512, 3, 12, 12), 3, 1).chunk(2)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)]
+    graph = capture(nn.Sequential(*layers), images)
+    coarse = plan(graph, [images], resolve_target("openvino", weight_bits=4))
+
+    def lost_db():
+        with torch.no_grad():
+            return -sqnr_db(graph(others), round_weights(graph, coarse, [images]).simulated()(others))
+
+    corrected = lost_db()
+    monkeypatch.setattr(feedback, "correct_weights", lambda weight, *_: weight)
+    assert corrected < lost_db() - 0.5
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_channels_that_never_vary_keep_their_kernels(images, plan, target):
+    torch.manual_seed(0)
+    graph = capture(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)),
+        images,
+    )
+    stem = graph.get_submodule("0")
+    with torch.no_grad():
+        stem.weight[:3] = 0
+        stem.bias[:3] = torch.tensor([0.3, 0.7, -1.0])
+    assert gain_db(graph, images, plan(graph, [images], resolve_target(target))) > -0.5
 
 
 def clipped(graph, images, target):

@@ -23,6 +23,7 @@ from repquant.methods.kernel_rounding import round_kernels
 from repquant.methods.layer_positions import (
     groups_of,
     inputs_at,
+    kernel_rows,
     maps,
     of_rows,
     outputs_of,
@@ -33,6 +34,7 @@ from repquant.methods.rounded import Rounded
 from repquant.numerics.affine import Grid, stored_scale
 from repquant.numerics.channel_fit import ChannelFit
 from repquant.numerics.image_weights import image_weights
+from repquant.numerics.missing_outputs import MissingOutputs, correct_weights
 from repquant.numerics.moments import Mean
 from repquant.numerics.patches import Positions, outputs_at
 from repquant.numerics.second_moments import SecondMoments
@@ -53,9 +55,10 @@ def round_weights(
     """Return the float network with weights on the grids of a plan, rounded with error feedback.
 
     The images pass through the quantized network once. When they reach a layer, its weights are rounded for the second
-    moments of the input that is there (`methods.kernel_rounding`), the scales of its weights get what the outputs lack
-    in size (`numerics.channel_fit`), and its bias takes up what is left between the mean outputs; then they go on
-    through the rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
+    moments of the input that is there (`methods.kernel_rounding`), corrected before for what the outputs lack with this
+    input (`numerics.missing_outputs`). The scales of its weights get what the outputs lack in size
+    (`numerics.channel_fit`), and its bias takes up what is left between the mean outputs; then they go on through the
+    rounded layer. The mean needs no feedback, so the moments of a layer with a bias are taken about it.
     With activations of 8 bits no image counts more than the median one (`numerics.image_weights`).
 
     Args:
@@ -106,6 +109,14 @@ class _Quantized:
         return (self.quantize.steps(part).mul_(self.quantize.scale) for part in self.chunks)
 
 
+class _Seen:
+    """What a layer saw of its inputs (G, K), and how its outputs compare with the float ones."""
+
+    def __init__(self, images: int) -> None:
+        self.rows = 0
+        self.inputs, self.missing, self.fit, self.mean = SecondMoments(), MissingOutputs(), ChannelFit(images), Mean()
+
+
 class _Sample:
     """Positions of a layer's output, as many for each image, and the float outputs there.
 
@@ -149,31 +160,31 @@ class _Sample:
             mean.update(outputs, _of_positions(weights, outputs))
         return mean.value()
 
-    def compare(self, x: Iterable[Tensor]) -> tuple[SecondMoments, ChannelFit, Tensor]:
-        """Return moments of what the outputs are computed from, how these compare with float ones, and their mean.
+    def compare(self, x: Iterable[Tensor]) -> _Seen:
+        """Return what the outputs are computed from, and how these compare with float ones.
 
         Those of a transposed convolution, whose groups share scales, are not compared. The float outputs leave the
         shelf.
 
         Args:
             x: the layer's quantized input in chunks.
-
-        Returns:
-            Moments (G, K), the fit, and the mean (C,) of the float outputs.
         """
-        moments, fit, mean, positions = SecondMoments(), ChannelFit(self._images), Mean(), None
+        seen, positions = _Seen(self._images), None
         for part, weights, shelved in zip(x, self._weights(), self._outputs, strict=True):
             if positions is None:
                 # A place of the input of a transposed convolution reaches many outputs: its own places are drawn.
                 positions = self._positions(maps(part, self._layer).shape[2] if self._is_transposed else self._places)
             rows = inputs_at(self._layer, part, positions.draw(len(part)).to(part.device))
-            moments.update(rows, _of_positions(weights, rows))
+            seen.rows += len(rows)
+            seen.inputs.update(rows, _of_positions(weights, rows))
             wanted = self._shelf.get(shelved)
-            mean.update(wanted, _of_positions(weights, wanted))
+            seen.mean.update(wanted, _of_positions(weights, wanted))
             if not self._is_transposed:
-                fit.update(outputs_of(self._layer, rows), wanted, _of_positions(weights, rows))
+                given = outputs_of(self._layer, rows)
+                seen.fit.update(given, wanted, _of_positions(weights, rows))
+                seen.missing.update(rows, wanted - given, _of_positions(weights, rows))
         self._shelf.drop(self._outputs)
-        return moments, fit, mean.value()
+        return seen
 
     def _weights(self) -> list[Tensor]:
         """Return how much each image of each chunk counts."""
@@ -212,10 +223,13 @@ def _round_layer(layer: nn.Module, grid: Grid, sample: _Sample, x: _Quantized) -
         The grid of the weight: that which was given, with other scales.
     """
     weight, bias = parameters_of(layer)
-    seen, fit, wanted = sample.compare(x)
-    mean, moments = seen.mean(), seen.moments(central=bias is not None)
+    seen, central = sample.compare(x), bias is not None
+    mean, moments, wanted = seen.inputs.mean(), seen.inputs.moments(central=central), seen.mean.value()
+    gains = seen.fit.gains(central=central, pooled=grid.scheme.channel_axis is None)
+    if not isinstance(layer, TransposedConvolution):
+        kernels, lacking = torch.stack(kernel_rows(layer, len(moments))), seen.missing.moments(central=central)
+        weight.copy_(weight_of_rows(layer, list(correct_weights(kernels, moments, lacking, mean, seen.rows))))
     integers, grid = round_kernels(layer, grid, moments, smallest_scale(bias, x.scale, grid.scale.shape))
-    gains = fit.gains(central=bias is not None, pooled=grid.scheme.channel_axis is None)
     grid = replace(grid, scale=stored_scale(grid.scale * gains, grid.scheme))
     scales = of_rows(layer, grid.scale, len(moments))
     rounded = [part * scale.unsqueeze(1) for part, scale in zip(integers, scales, strict=True)]
